@@ -1,0 +1,209 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"sort"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// table is the index of one kind of record, and the only place it is changed.
+// Readers share mu for the time of a map access; no lock that they need is held
+// while the disk works.
+type table[V any, K comparable] struct {
+	kind  string
+	id    func(V) string
+	key   func(V) K
+	write func(ctx context.Context, v V, create bool) error
+	erase func(ctx context.Context, id string) error
+
+	mu     sync.RWMutex
+	rows   map[string]*row[V]
+	byKey  map[K]string
+	sorted []string // IDs in order, for prefixes
+}
+
+// row is one record and the turn of its writers.
+type row[V any] struct {
+	turn    sync.Mutex // held by the one that writes this record
+	v       V          // guarded by table.mu
+	present bool       // guarded by table.mu; false until first written and after the delete
+}
+
+func newTable[V any, K comparable](kind string, id func(V) string, key func(V) K) *table[V, K] {
+	return &table[V, K]{kind: kind, id: id, key: key, rows: map[string]*row[V]{}, byKey: map[K]string{}}
+}
+
+// adopt puts a record that is on disk already into the index. When its key is
+// taken it is indexed by ID alone: two records of one pod are for the caller to
+// judge, and none of them may be lost.
+func (t *table[V, K]) adopt(v V) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, taken := t.byKey[t.key(v)]; !taken {
+		t.byKey[t.key(v)] = t.id(v)
+	}
+	t.rows[t.id(v)] = &row[V]{v: v, present: true}
+	t.addSorted(t.id(v))
+}
+
+func (t *table[V, K]) create(ctx context.Context, v V) error {
+	id, key := t.id(v), t.key(v)
+	r := &row[V]{}
+	r.turn.Lock()
+	defer r.turn.Unlock()
+	if err := t.reserve(id, key, r); err != nil {
+		return err
+	}
+	err := t.write(ctx, v, true)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		delete(t.rows, id)
+		delete(t.byKey, key)
+		return fmt.Errorf("record %s: %w", t.kind, err)
+	}
+	r.v, r.present = v, true
+	t.addSorted(id)
+	return nil
+}
+
+func (t *table[V, K]) reserve(id string, key K, r *row[V]) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if other, taken := t.byKey[key]; taken {
+		return &ExistsError{Kind: t.kind, ID: other, Key: fmt.Sprintf("%+v", key)}
+	}
+	if _, taken := t.rows[id]; taken {
+		return fmt.Errorf("%s %s: %w", t.kind, id, errdefs.ErrAlreadyExists)
+	}
+	t.rows[id], t.byKey[key] = r, id
+	return nil
+}
+
+func (t *table[V, K]) get(id string) (V, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if r, ok := t.rows[id]; ok && r.present {
+		return r.v, nil
+	}
+	var zero V
+	return zero, t.notFound(id)
+}
+
+func (t *table[V, K]) lookup(key K) (V, bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if r, ok := t.rows[t.byKey[key]]; ok && r.present {
+		return r.v, true
+	}
+	var zero V
+	return zero, false
+}
+
+func (t *table[V, K]) list() []V {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	out := make([]V, 0, len(t.sorted))
+	for _, id := range t.sorted {
+		out = append(out, t.rows[id].v)
+	}
+	return out
+}
+
+// resolve turns a unique prefix of an ID into the ID.
+func (t *table[V, K]) resolve(prefix string) (string, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if r, ok := t.rows[prefix]; ok && r.present {
+		return prefix, nil
+	}
+	i := sort.SearchStrings(t.sorted, prefix)
+	if prefix == "" || i == len(t.sorted) || !strings.HasPrefix(t.sorted[i], prefix) {
+		return "", t.notFound(prefix)
+	}
+	if i+1 < len(t.sorted) && strings.HasPrefix(t.sorted[i+1], prefix) {
+		return "", fmt.Errorf("%s ID prefix %q is ambiguous: %w", t.kind, prefix, errdefs.ErrInvalidArgument)
+	}
+	return t.sorted[i], nil
+}
+
+// update replaces the record by what change makes of it: disk first, then the
+// index. An error of change leaves both as they were.
+func (t *table[V, K]) update(ctx context.Context, id string, change func(V) (V, error)) (V, error) {
+	var zero V
+	r, old, err := t.take(id)
+	if err != nil {
+		return zero, err
+	}
+	defer r.turn.Unlock()
+	v, err := change(old)
+	if err != nil {
+		return zero, err
+	}
+	if t.id(v) != id || t.key(v) != t.key(old) {
+		return zero, fmt.Errorf("%s %s: an update may not change what identifies it: %w", t.kind, id, errdefs.ErrInvalidArgument)
+	}
+	if err := t.write(ctx, v, false); err != nil {
+		return zero, fmt.Errorf("record %s: %w", t.kind, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r.v = v
+	return v, nil
+}
+
+// remove deletes the record, from disk first. An unknown ID is not an error.
+func (t *table[V, K]) remove(ctx context.Context, id string) error {
+	r, old, err := t.take(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	defer r.turn.Unlock()
+	if err := t.erase(ctx, id); err != nil {
+		return fmt.Errorf("forget %s: %w", t.kind, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r.present = false
+	delete(t.rows, id)
+	if t.byKey[t.key(old)] == id {
+		delete(t.byKey, t.key(old))
+	}
+	i := sort.SearchStrings(t.sorted, id)
+	t.sorted = append(t.sorted[:i], t.sorted[i+1:]...)
+	return nil
+}
+
+// take waits for the turn to write the record; the caller releases it.
+func (t *table[V, K]) take(id string) (*row[V], V, error) {
+	var zero V
+	t.mu.RLock()
+	r, ok := t.rows[id]
+	t.mu.RUnlock()
+	if !ok {
+		return nil, zero, t.notFound(id)
+	}
+	r.turn.Lock()
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if !r.present {
+		r.turn.Unlock()
+		return nil, zero, t.notFound(id)
+	}
+	return r, r.v, nil
+}
+
+func (t *table[V, K]) addSorted(id string) {
+	i := sort.SearchStrings(t.sorted, id)
+	t.sorted = append(t.sorted, "")
+	copy(t.sorted[i+1:], t.sorted[i:])
+	t.sorted[i] = id
+}
+
+func (t *table[V, K]) notFound(id string) error {
+	return fmt.Errorf("%s %q: %w", t.kind, id, errdefs.ErrNotFound)
+}
