@@ -140,3 +140,42 @@ func TestPanicIsAnError(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var turns flight.Turns[string]
+		ctx := context.Background()
+		done, err := turns.Take(ctx, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other, err := turns.Take(ctx, "b"); err != nil {
+			t.Errorf("another key: %v", err)
+		} else {
+			other()
+		}
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if _, err := turns.Take(short, "a"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("taken twice at once: %v", err)
+		}
+		got := make(chan struct{})
+		go func() {
+			again, err := turns.Take(ctx, "a")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			close(got)
+			again()
+		}()
+		synctest.Wait()
+		select {
+		case <-got:
+			t.Error("did not wait for the turn to end")
+		default:
+		}
+		done()
+		<-got
+	})
+}

@@ -30,6 +30,10 @@ func New(ctx context.Context) *Group {
 	return &Group{ctx: ctx, cancel: cancel, running: map[string]int{}, idle: make(chan struct{})}
 }
 
+// Context is the context of the group's goroutines, for subscriptions that
+// outlive a request.
+func (g *Group) Context() context.Context { return g.ctx }
+
 // Go runs fn until it returns. The name says what it does and for whom; it is
 // what Stop reports. After Stop it does nothing. A panic ends fn alone and is
 // logged.

@@ -1,0 +1,134 @@
+package container
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/gantry-cri/gantry/plugin/record"
+)
+
+// Retries of what must succeed in the end start after firstRetry and come at
+// most lastRetry apart.
+const (
+	firstRetry = 200 * time.Millisecond
+	lastRetry  = 30 * time.Second
+)
+
+// unknownExitCode is the code of a container whose end nobody saw.
+const unknownExitCode = 137
+
+type ending struct {
+	exit record.Exit
+	err  error
+}
+
+// subscribe waits for the task's end from now on.
+func (s *Service) subscribe(t Task) <-chan ending {
+	end := make(chan ending, 1)
+	s.Background.Go("wait for a task", func(ctx context.Context) {
+		exit, err := t.Wait(ctx)
+		end <- ending{exit, err}
+	})
+	return end
+}
+
+// watch finishes the container when its task ends.
+func (s *Service) watch(c record.Container, l *live, end <-chan ending) {
+	s.Background.Go("watch "+objectName(c.Key()), func(ctx context.Context) {
+		var e ending
+		select {
+		case e = <-end:
+		case <-ctx.Done():
+			return
+		}
+		if ctx.Err() == nil {
+			s.untilDone(ctx, c.ID, "record an exit", func() error { return s.ended(ctx, c, l, e) })
+		}
+	})
+}
+
+// ended records an end that was seen, or finds out what became of a task that
+// the runtime lost.
+func (s *Service) ended(ctx context.Context, c record.Container, l *live, e ending) error {
+	if e.err == nil {
+		return s.finish(ctx, c, l, e.exit, "")
+	}
+	if !errdefs.IsNotFound(e.err) {
+		return e.err
+	}
+	exit, err := s.Tasks.Reap(ctx, c)
+	if err != nil {
+		return err
+	}
+	if exit.Code == unknownExitCode {
+		return s.finish(ctx, c, l, exit, record.ReasonUnknown)
+	}
+	return s.finish(ctx, c, l, exit, "")
+}
+
+// finish records that the container ended and then takes its task away. The
+// order matters: the kernel's books are read before the cgroup goes, the log is
+// whole before a client hears of the exit, and the exit is durable before the
+// runtime forgets it.
+func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit record.Exit, reason string) error {
+	if reason == "" {
+		reason = s.reasonOf(ctx, c, exit)
+	}
+	stream := s.streamOf(l)
+	if stream != nil {
+		stream.Drain(ctx)
+	}
+	_, err := s.Store.Move(ctx, c.ID, record.Exited, func(r *record.Container) {
+		if r.Phase == record.ContainerExited && !r.FinishedAt.IsZero() {
+			return // the same exit, reported before
+		}
+		r.FinishedAt, r.ExitCode, r.Reason, r.Pid = exit.At, int32(exit.Code), reason, 0
+	})
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	if stream != nil {
+		if err := stream.Close(); err != nil {
+			log.G(ctx).WithField("container", c.ID).WithError(err).Warn("close streams")
+		}
+	}
+	s.leave(c.ID)
+	// What cannot be released now, the removal releases.
+	if err := s.Tasks.Release(ctx, c); err != nil {
+		log.G(ctx).WithField("container", c.ID).WithError(err).Warn("release the task of an exited container: its removal retries")
+	}
+	return nil
+}
+
+func (s *Service) reasonOf(ctx context.Context, c record.Container, exit record.Exit) string {
+	oom, err := s.Cgroups.OOMKilled(c)
+	if err != nil {
+		log.G(ctx).WithField("container", c.ID).WithError(err).Warn("cannot tell whether the container ran out of memory")
+	}
+	switch {
+	case oom && exit.Code != 0:
+		return record.ReasonOOMKilled
+	case exit.Code == 0:
+		return record.ReasonCompleted
+	}
+	return record.ReasonError
+}
+
+// untilDone calls do until it succeeds or ctx ends, less and less often.
+func (s *Service) untilDone(ctx context.Context, id, what string, do func() error) {
+	for wait := firstRetry; ctx.Err() == nil; wait = min(2*wait, lastRetry) {
+		err := do()
+		if err == nil {
+			return
+		}
+		log.G(ctx).WithField("container", id).WithError(err).Warnf("%s: will be tried again in %s", what, wait)
+		select {
+		case <-time.After(wait + rand.N(wait/4)):
+		case <-ctx.Done():
+		}
+	}
+}

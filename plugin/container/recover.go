@@ -1,0 +1,166 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/gantry-cri/gantry/plugin/operation"
+	"github.com/gantry-cri/gantry/plugin/record"
+)
+
+// recoverAtOnce bounds how many containers are brought back side by side; each
+// waits mostly for its shim.
+const recoverAtOnce = 50
+
+// Recover starts bringing every container back to what its record says, in the
+// background: one that runs is watched again, an exit that nobody saw is
+// recorded, and a creation that was cut off is released. The channel is closed
+// when each has been looked at once.
+//
+// Nothing is made or deleted here while the runtime does not answer for a
+// container: it keeps its phase, reads as unknown, and is asked again.
+func (s *Service) Recover() <-chan struct{} {
+	all := s.Store.List()
+	places := make(chan struct{}, recoverAtOnce)
+	looked := make(chan struct{}, len(all))
+	for _, c := range all {
+		if c.Phase == record.ContainerRunning {
+			s.enter(c.ID)
+		}
+		s.Background.Go("recover "+objectName(c.Key()), func(ctx context.Context) {
+			select {
+			case places <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			err := s.recoverOne(ctx, c.ID)
+			<-places
+			looked <- struct{}{}
+			if err != nil {
+				log.G(ctx).WithField("container", c.ID).WithError(err).Warn("recover container: will be tried again")
+				s.untilDone(ctx, c.ID, "recover container", func() error { return s.recoverOne(ctx, c.ID) })
+			}
+		})
+	}
+	done := make(chan struct{})
+	s.Background.Go("recover containers", func(ctx context.Context) {
+		defer close(done)
+		for range all {
+			select {
+			case <-looked:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return done
+}
+
+// recoverOne does what the container needs; after an error it must be tried
+// again.
+func (s *Service) recoverOne(ctx context.Context, id string) error {
+	done, err := s.turns.Take(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer done()
+	c, err := s.Store.Get(id)
+	if err != nil {
+		return nil // removed meanwhile
+	}
+	ctx, op := s.Ops.Begin(ctx, operation.Info{Name: "recover", Object: objectName(c.Key()), ID: id})
+	defer op.End()
+	switch {
+	case c.Phase == record.ContainerCreating, c.Phase == record.ContainerExited && c.Spec == nil:
+		return s.discard(ctx, c)
+	case c.Phase == record.ContainerExited:
+		// The daemon may have ended between the record and the release.
+		return s.Tasks.Release(ctx, c)
+	}
+	operation.Stage(ctx, "ask the container's runtime")
+	t, err := s.Tasks.Get(ctx, id)
+	if err == nil {
+		return s.rejoin(ctx, c, t)
+	}
+	if !errdefs.IsNotFound(err) {
+		s.setSilent(s.enter(id), c.Phase == record.ContainerRunning)
+		return fmt.Errorf("ask the container's runtime: %w", err)
+	}
+	if c.Phase == record.ContainerCreated {
+		s.leave(id)
+		return s.Streams.Remove(ctx, id)
+	}
+	return s.ended(ctx, c, s.attachStream(ctx, c), ending{err: err})
+}
+
+// discard releases a creation that was cut off.
+func (s *Service) discard(ctx context.Context, c record.Container) error {
+	for _, r := range []func() error{
+		func() error { return s.Tasks.Release(ctx, c) },
+		func() error { return s.Streams.Remove(ctx, c.ID) },
+		func() error { return s.Snapshots.Remove(ctx, c.Handler.Snapshotter, c.ID) },
+		func() error { return s.Store.Delete(ctx, c.ID) },
+	} {
+		if err := r(); err != nil {
+			return fmt.Errorf("release a creation that was cut off: %w", err)
+		}
+	}
+	return nil
+}
+
+// rejoin goes on with a container that has a task.
+func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error {
+	state, err := t.State(ctx)
+	if err != nil {
+		s.setSilent(s.enter(c.ID), c.Phase == record.ContainerRunning)
+		return fmt.Errorf("ask the container's runtime: %w", err)
+	}
+	if state.Status == TaskCreated {
+		// A start was cut off before the process was released, so it may be
+		// started anew.
+		if err := s.Tasks.Release(ctx, c); err != nil {
+			return err
+		}
+		s.leave(c.ID)
+		return s.Streams.Remove(ctx, c.ID)
+	}
+	l := s.attachStream(ctx, c)
+	if c.Phase == record.ContainerCreated {
+		// Released, and the daemon ended before it could say so. The record
+		// of the start is as late as the daemon was.
+		c, err = s.Store.Move(ctx, c.ID, record.Released, func(r *record.Container) {
+			r.Pid, r.StartedAt = state.Pid, time.Now()
+			if state.Status == TaskStopped {
+				r.StartedAt = state.Exit.At
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if state.Status == TaskStopped {
+		return s.finish(ctx, c, l, state.Exit, "")
+	}
+	s.watch(c, l, s.subscribe(t))
+	return nil
+}
+
+// attachStream goes on with the container's output. When that fails the
+// container is more important than its log.
+func (s *Service) attachStream(ctx context.Context, c record.Container) *live {
+	l := s.enter(c.ID)
+	if s.streamOf(l) != nil {
+		return l
+	}
+	stream, err := s.Streams.Reattach(ctx, c)
+	if err != nil {
+		log.G(ctx).WithField("container", c.ID).WithError(err).Error("go on with the container's log")
+		return l
+	}
+	s.setStream(l, stream)
+	return l
+}

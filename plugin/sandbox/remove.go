@@ -1,0 +1,133 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/gantry-cri/gantry/plugin/operation"
+	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/undo"
+)
+
+// The resources of a sandbox besides its record, in the order in which a run
+// acquires them.
+const (
+	releaseFiles    = "files"
+	releaseNetwork  = "network"
+	releaseInstance = "instance"
+)
+
+var resources = []string{releaseFiles, releaseNetwork, releaseInstance}
+
+// push puts the release of a resource on the stack. There is one release for
+// each, whoever needs it.
+func (s *Service) push(u *undo.Stack, resource string, sb record.Sandbox) {
+	release := map[string]func(context.Context, record.Sandbox) error{
+		releaseFiles:    s.Files.Remove,
+		releaseNetwork:  s.detach,
+		releaseInstance: s.Instances.Shutdown,
+	}[resource]
+	u.Push(resource, func(ctx context.Context) error { return release(ctx, sb) })
+}
+
+func (s *Service) detach(ctx context.Context, sb record.Sandbox) error {
+	if sb.HostNetwork() {
+		return nil
+	}
+	return s.Network.Detach(ctx, sb)
+}
+
+// Stop ends everything that runs in the pod and gives its network back. It may
+// be called at any time and any number of times; an unknown pod is stopped.
+func (s *Service) Stop(ctx context.Context, id string) error {
+	sb, err := s.Store.Resolve(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = s.stops.Do(ctx, sb.ID, func(ctx context.Context) (struct{}, error) {
+		ctx, op := s.Ops.Begin(ctx, operation.Info{Name: "stop", Object: objectName(sb.Key()), ID: sb.ID})
+		defer op.End()
+		done, err := s.teardown.Take(ctx, sb.ID)
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer done()
+		if err = s.stop(ctx, sb.ID); err != nil {
+			s.later(sb.ID) // also when the client does not come back
+		}
+		return struct{}{}, err
+	})
+	return err
+}
+
+func (s *Service) stop(ctx context.Context, id string) error {
+	sb, err := s.Store.Get(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if sb.Phase != record.NotReady {
+		// First of all, so that nothing new begins in the pod.
+		if sb, err = s.Store.Move(ctx, id, record.Stopped, nil); err != nil {
+			return err
+		}
+	}
+	operation.Stage(ctx, "stop containers")
+	if err := s.Containers.StopAll(ctx, id); err != nil {
+		return fmt.Errorf("stop containers: %w", err)
+	}
+	operation.Stage(ctx, "stop sandbox")
+	if err := s.Instances.Stop(ctx, sb); err != nil {
+		return fmt.Errorf("stop sandbox: %w", err)
+	}
+	operation.Stage(ctx, "detach network")
+	if err := s.detach(ctx, sb); err != nil {
+		return fmt.Errorf("detach network: %w", err)
+	}
+	return nil
+}
+
+// Remove stops the pod, removes its containers, releases everything and
+// forgets it. An unknown pod is removed already.
+func (s *Service) Remove(ctx context.Context, id string) error {
+	sb, err := s.Store.Resolve(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := s.Stop(ctx, sb.ID); err != nil {
+		return err
+	}
+	done, err := s.teardown.Take(ctx, sb.ID)
+	if err != nil {
+		return err
+	}
+	defer done()
+	operation.Stage(ctx, "remove containers")
+	if err := s.Containers.RemoveAll(ctx, sb.ID); err != nil {
+		return fmt.Errorf("remove containers: %w", err)
+	}
+	return s.release(ctx, sb)
+}
+
+// release gives everything of the sandbox back and then forgets it.
+func (s *Service) release(ctx context.Context, sb record.Sandbox) error {
+	operation.Stage(ctx, "release sandbox")
+	u := &undo.Stack{}
+	for _, r := range resources {
+		s.push(u, r, sb)
+	}
+	if err := u.Unwind(ctx); err != nil {
+		return err
+	}
+	return s.Store.Delete(ctx, sb.ID)
+}

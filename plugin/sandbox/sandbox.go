@@ -1,0 +1,153 @@
+// Package sandbox is the life of a pod sandbox: run, stop, remove, and recover
+// after a restart.
+//
+// It decides the order of things and what a failure gives back; how a thing is
+// done is behind the interfaces below. Everything that is acquired is named
+// after the sandbox's ID, so that what must be released is known from the
+// record alone; run.go acquires, remove.go has the releases, and a failed run,
+// a removal and a recovery all use the same ones. Start reading at run.go.
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/plugin/flight"
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
+	"github.com/gantry-cri/gantry/plugin/operation"
+	"github.com/gantry-cri/gantry/plugin/record"
+)
+
+// Store keeps the records; see store.Sandboxes.
+type Store interface {
+	Create(context.Context, record.Sandbox) error
+	Move(ctx context.Context, id string, e record.Event, change func(*record.Sandbox)) (record.Sandbox, error)
+	Update(ctx context.Context, id string, change func(*record.Sandbox) error) (record.Sandbox, error)
+	Delete(ctx context.Context, id string) error
+	Get(id string) (record.Sandbox, error)
+	Resolve(prefix string) (record.Sandbox, error)
+	ByKey(record.Key) (record.Sandbox, bool)
+	List() []record.Sandbox
+}
+
+// Handlers finds a runtime handler by the name in a request, "" being the
+// default one.
+type Handlers interface {
+	Lookup(name string) (record.Handler, error)
+}
+
+// Files makes the files a pod's containers share: hosts, hostname, resolv.conf
+// and /dev/shm.
+type Files interface {
+	Create(context.Context, record.Sandbox) error
+	// Remove succeeds when there is nothing.
+	Remove(context.Context, record.Sandbox) error
+}
+
+// Network connects a pod.
+type Network interface {
+	// CreateNS makes the pod's network namespace with its loopback up and
+	// returns its path. One that exists is returned as it is.
+	CreateNS(ctx context.Context, id string) (path string, err error)
+	// Attach gives the namespace in sb.Network.NetNS its addresses.
+	Attach(context.Context, record.Sandbox) (record.Network, error)
+	// Detach undoes both, from the record alone, whatever of it was done. It
+	// keeps the namespace while the addresses cannot be given back.
+	Detach(context.Context, record.Sandbox) error
+}
+
+// Instances runs sandboxes.
+type Instances interface {
+	Start(context.Context, record.Sandbox) (record.Instance, error)
+	// Wait subscribes to the end of the sandbox. The channel delivers one
+	// value, unless ctx ends first.
+	Wait(context.Context, record.Sandbox) (<-chan record.Exit, error)
+	// Stop ends the sandbox's process at once; absent is fine.
+	Stop(context.Context, record.Sandbox) error
+	// Shutdown releases all there is of it, whatever was started.
+	Shutdown(context.Context, record.Sandbox) error
+	// Alive reports whether it runs. An error means that nobody can tell now.
+	Alive(context.Context, record.Sandbox) (bool, error)
+}
+
+// Containers are the containers of pods.
+type Containers interface {
+	// StopAll kills every container of the sandbox.
+	StopAll(ctx context.Context, sandboxID string) error
+	// RemoveAll removes every container of the sandbox.
+	RemoveAll(ctx context.Context, sandboxID string) error
+}
+
+// Service is the life of all pod sandboxes.
+type Service struct {
+	Deps
+	runs  flight.Group[record.Key, string]
+	stops flight.Group[string, struct{}]
+	// teardown is the turn to stop, remove or recover a sandbox.
+	teardown flight.Turns[string]
+
+	mu       sync.Mutex
+	retrying map[string]struct{} // sandboxes that later goes on with
+}
+
+// Deps is what a Service works with. All are required.
+type Deps struct {
+	Store      Store
+	Handlers   Handlers
+	Files      Files
+	Network    Network
+	Instances  Instances
+	Containers Containers
+	Ops        *operation.Table
+	// Background runs the watches; stopping it leaves the pods running.
+	Background *lifecycle.Group
+}
+
+// runTimeout ends a start that hangs although each of its steps has a bound of
+// its own. It is far longer than a client waits, because a retry joins.
+const runTimeout = 15 * time.Minute
+
+// New returns the service. Recover must be called once.
+func New(d Deps) *Service {
+	s := &Service{Deps: d, retrying: map[string]struct{}{}}
+	s.runs.Linger = flight.Forever
+	s.stops.Linger = flight.Forever
+	return s
+}
+
+// List returns the sandboxes a client may know of. One that is being made is
+// not among them: its maker gets its ID when it is ready.
+func (s *Service) List() []record.Sandbox {
+	all := s.Store.List()
+	out := all[:0]
+	for _, sb := range all {
+		if sb.Phase != record.Creating {
+			out = append(out, sb)
+		}
+	}
+	return out
+}
+
+// Get returns the sandbox with that ID or unique prefix.
+func (s *Service) Get(id string) (record.Sandbox, error) { return s.Store.Resolve(id) }
+
+// UpdateResources records the pod-level sums the kubelet has applied.
+func (s *Service) UpdateResources(ctx context.Context, id string, overhead, resources *cri.LinuxContainerResources) error {
+	sb, err := s.Store.Resolve(id)
+	if err != nil {
+		return err
+	}
+	_, err = s.Store.Update(ctx, sb.ID, func(sb *record.Sandbox) error {
+		sb.Overhead, sb.Resources = overhead, resources
+		return nil
+	})
+	return err
+}
+
+func objectName(k record.Key) string {
+	return fmt.Sprintf("pod %s/%s (uid %s, attempt %d)", k.Namespace, k.Name, k.UID, k.Attempt)
+}
