@@ -1,0 +1,359 @@
+package config
+
+import (
+	"slices"
+	"time"
+
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/deprecation"
+)
+
+// State says what gantry does with a key.
+type State int
+
+const (
+	// Honoured keys have the effect that their documentation says.
+	Honoured State = iota
+	// NoMeaning keys choose between things that gantry does not tell apart;
+	// whatever they are set to, the result is the same. Note says why.
+	NoMeaning
+	// Accepted keys are known but have no effect yet. Setting one to anything
+	// but its default is warned about. Note says what that leaves undone.
+	Accepted
+	// Deprecated keys have their effect, and setting them is warned about.
+	// Note says what to use instead.
+	Deprecated
+	// Removed keys belong to older containerd releases. Setting one to
+	// anything but its default is warned about. Note says what becomes of it
+	// and what to use instead.
+	Removed
+)
+
+// String returns the state in a word.
+func (s State) String() string {
+	return [...]string{"honoured", "no meaning", "accepted", "deprecated", "removed"}[s]
+}
+
+// Key is what is known about one key of the configuration.
+type Key struct {
+	// Plugin is the table the key is in.
+	Plugin string
+	// Path is where, with "*" for a name that the user chooses.
+	Path string
+	// Default is the value when the key is absent; its type is the key's
+	// type: string, bool, int64, []string, time.Duration (written as a
+	// string), or a map for a table that is not looked into here.
+	Default any
+	// State says what is done with the key, Note the reason.
+	State State
+	Note  string
+	// Doc is the documentation, plain text.
+	Doc string
+	// same are values that mean the same as the default.
+	same []any
+	// deprecation is containerd's ID for a Deprecated key.
+	deprecation deprecation.Warning
+	// group is the table that is warned about once in place of its keys.
+	group string
+}
+
+// Keys returns the whole table. The caller owns the slice.
+func Keys() []Key { return slices.Clone(keys) }
+
+const (
+	pauseImage         = "registry.k8s.io/pause:3.10.2"
+	runcType           = "io.containerd.runc.v2"
+	defaultHandlerName = "runc"
+
+	// defaultDrain is how long the output of an exec that has exited is still
+	// waited for. containerd's own default is no limit, which lets a process
+	// that keeps the output open hold a call, a stream and its memory for
+	// ever (CVE-2026-53495).
+	defaultDrain = 5 * time.Second
+
+	// The defaults that containerd has for an empty string.
+	defaultStatsPeriod    = time.Second
+	defaultStatsRetention = 2 * time.Minute
+)
+
+// defaultCertsDirs is the registry.config_path in force when neither it nor a
+// mirror is configured.
+const defaultCertsDirs = "/etc/containerd/certs.d:/etc/docker/certs.d"
+
+const (
+	handlers = "containerd.runtimes.*."
+	options  = handlers + "options."
+)
+
+// keys is the table. To honour a key that was only accepted, change its state.
+// The order is that of the printed default configuration.
+var keys = slices.Concat(imagesKeys,
+	credentialKeys("registry.configs", ".*.auth", deprecation.CRIRegistryConfigs),
+	credentialKeys("registry.auths", ".*", deprecation.CRIRegistryAuths),
+	runtimeKeys, handlerKeys, optionKeys, serverKeys)
+
+var imagesKeys = []Key{
+	{Plugin: ImagesPlugin, Path: "snapshotter", Default: defaults.DefaultSnapshotter,
+		Doc: "Snapshotter that images are unpacked into and containers run from, unless the runtime handler names another."},
+	{Plugin: ImagesPlugin, Path: "disable_snapshot_annotations", Default: true,
+		Doc: "Keep image reference and layer digests from the snapshotter. Remote snapshotters, which fetch layers themselves, need them: set to false for those."},
+	{Plugin: ImagesPlugin, Path: "discard_unpacked_layers", Default: false,
+		Doc: "Let the compressed layers be garbage collected once they are unpacked."},
+	{Plugin: ImagesPlugin, Path: "max_concurrent_downloads", Default: int64(3),
+		Doc: "Layers of one image that are fetched at the same time. 0 means no limit."},
+	{Plugin: ImagesPlugin, Path: "concurrent_layer_fetch_buffer", Default: int64(0), State: Accepted,
+		Note: "a layer is fetched in one stream",
+		Doc:  "Bytes of one layer that may be requested at the same time in parallel chunks. 0 fetches a layer in one request."},
+	{Plugin: ImagesPlugin, Path: "image_pull_progress_timeout", Default: 5 * time.Minute,
+		Doc: "A pull that has received no byte for this long is cancelled. \"0s\" means never."},
+	{Plugin: ImagesPlugin, Path: "image_pull_with_sync_fs", Default: false, State: Accepted,
+		Note: "what a pull must flush is flushed before it is recorded",
+		Doc:  "Flush the file system after each layer was unpacked."},
+	{Plugin: ImagesPlugin, Path: "stats_collect_period", Default: int64(10), State: Accepted,
+		Note: "the use of space by images is measured when it is asked for",
+		Doc:  "Seconds between two measurements of the space used by snapshots."},
+	{Plugin: ImagesPlugin, Path: "use_local_image_pull", Default: false, State: NoMeaning,
+		Note: "there is one way to pull, with the features of both of containerd's",
+		Doc:  "Pull in the client instead of the transfer service."},
+	{Plugin: ImagesPlugin, Path: "image_decryption.key_model", Default: "node", State: Accepted,
+		Note: "encrypted images are left to the stream processors of containerd's configuration",
+		Doc:  "Where the keys of encrypted images are: \"node\" for this machine, empty for no decryption."},
+	{Plugin: ImagesPlugin, Path: "pinned_images.*", Default: "",
+		Doc: "Images, by a name of choice, that the kubelet must not remove. \"sandbox\" is the image of pause containers."},
+	{Plugin: ImagesPlugin, Path: "runtime_platforms.*.platform", Default: "",
+		Doc: "Platform of the images for this runtime handler, as \"linux/amd64\". Empty means the machine's."},
+	{Plugin: ImagesPlugin, Path: "runtime_platforms.*.snapshotter", Default: "",
+		Doc: "Snapshotter of the images for this runtime handler. Empty means the one above."},
+	{Plugin: ImagesPlugin, Path: "registry.config_path", Default: "",
+		Doc: "Directories, separated by colons, with a sub-directory per registry that holds a hosts.toml. Empty means " + defaultCertsDirs + " unless mirrors are configured."},
+	{Plugin: ImagesPlugin, Path: "registry.headers.*", Default: []string(nil),
+		Doc: "Header lines added to every request to any registry, by header name."},
+	{Plugin: ImagesPlugin, Path: "registry.mirrors.*.endpoint", Default: []string(nil), State: Deprecated,
+		Note: "use config_path and a hosts.toml for the registry", deprecation: deprecation.CRIRegistryMirrors, group: "registry.mirrors",
+		Doc: "URLs to try, in order, in place of the named registry. Not together with config_path."},
+	{Plugin: ImagesPlugin, Path: "registry.mirrors.*.rewrite", Default: map[string]any(nil), State: Removed,
+		Note: "only k3s knew this key; it is ignored, use the \"override_path\" and \"server\" of a hosts.toml"},
+	{Plugin: ImagesPlugin, Path: "registry.configs.*.tls.insecure_skip_verify", Default: false, State: Removed,
+		Note: "ignored since containerd 2.0; use config_path and skip_verify in the registry's hosts.toml"},
+	{Plugin: ImagesPlugin, Path: "registry.configs.*.tls.ca_file", Default: "", State: Removed,
+		Note: "ignored since containerd 2.0; use config_path and ca in the registry's hosts.toml"},
+	{Plugin: ImagesPlugin, Path: "registry.configs.*.tls.cert_file", Default: "", State: Removed,
+		Note: "ignored since containerd 2.0; use config_path and client in the registry's hosts.toml"},
+	{Plugin: ImagesPlugin, Path: "registry.configs.*.tls.key_file", Default: "", State: Removed,
+		Note: "ignored since containerd 2.0; use config_path and client in the registry's hosts.toml"},
+}
+
+// credentialKeys are the keys of the two tables that hold credentials: configs
+// by host, auths by URL.
+func credentialKeys(group, below string, id deprecation.Warning) []Key {
+	key := func(name, doc string) Key {
+		return Key{Plugin: ImagesPlugin, Path: group + below + "." + name, Default: "", State: Deprecated,
+			Note: "use image pull secrets or a kubelet credential provider", Doc: doc, deprecation: id, group: group}
+	}
+	return []Key{
+		key("username", "User name at the registry, for pulls that bring no credentials."),
+		key("password", "Password at the registry."),
+		key("auth", "\"user:password\" in base64, used when username is empty."),
+		key("identitytoken", "Token to be exchanged for an access token at the registry."),
+	}
+}
+
+var runtimeKeys = []Key{
+	{Plugin: RuntimePlugin, Path: "enable_selinux", Default: false, State: Accepted,
+		Note: "containers get no SELinux label",
+		Doc:  "Give each pod an SELinux label of its own."},
+	{Plugin: RuntimePlugin, Path: "selinux_category_range", Default: int64(1024), State: Accepted,
+		Note: "containers get no SELinux label", same: []any{int64(0)},
+		Doc: "Upper bound of the categories in SELinux labels. 0 means 1024."},
+	{Plugin: RuntimePlugin, Path: "max_container_log_line_size", Default: int64(16 * 1024),
+		Doc: "Longer lines are split in the container log, in bytes. 0 or less means no limit."},
+	{Plugin: RuntimePlugin, Path: "disable_apparmor", Default: false,
+		Doc: "Apply no AppArmor profile, even where the kernel has AppArmor."},
+	{Plugin: RuntimePlugin, Path: "restrict_oom_score_adj", Default: false,
+		Doc: "Never ask for an OOM score below the daemon's own, which an unprivileged daemon may not set."},
+	{Plugin: RuntimePlugin, Path: "disable_proc_mount", Default: false,
+		Doc: "Ignore the masked and read-only paths of /proc that the kubelet sends and use the default ones."},
+	{Plugin: RuntimePlugin, Path: "unset_seccomp_profile", Default: "",
+		Doc: "Seccomp profile of a container whose request names none: \"\" or \"unconfined\", \"runtime/default\", or \"localhost/\" and the path of a file."},
+	{Plugin: RuntimePlugin, Path: "tolerate_missing_hugetlb_controller", Default: true,
+		Doc: "Ignore huge page limits where the hugetlb cgroup controller is missing. If false such a container is refused."},
+	{Plugin: RuntimePlugin, Path: "disable_hugetlb_controller", Default: true,
+		Doc: "Never set huge page limits, even where the hugetlb cgroup controller is there."},
+	{Plugin: RuntimePlugin, Path: "device_ownership_from_security_context", Default: false, State: Accepted,
+		Note: "devices keep the owner they have on the host",
+		Doc:  "Give devices in a container to the container's user and group."},
+	{Plugin: RuntimePlugin, Path: "ignore_image_defined_volumes", Default: false, State: Accepted,
+		Note: "volumes that an image declares are still made",
+		Doc:  "Make no directories for the volumes that an image declares."},
+	{Plugin: RuntimePlugin, Path: "netns_mounts_under_state_dir", Default: false,
+		Doc: "Keep network namespaces under the plugin's state directory instead of /var/run/netns. Change it only on a node without pods."},
+	{Plugin: RuntimePlugin, Path: "enable_unprivileged_ports", Default: true,
+		Doc: "Let every process of a pod with a network of its own bind ports below 1024."},
+	{Plugin: RuntimePlugin, Path: "enable_unprivileged_icmp", Default: true,
+		Doc: "Let every process of a pod with a network of its own send ICMP echo requests."},
+	{Plugin: RuntimePlugin, Path: "cdi_spec_dirs", Default: []string{"/etc/cdi", "/var/run/cdi"}, State: Accepted,
+		Note: "CDI devices are not injected", same: []any{[]string{}},
+		Doc: "Directories with the descriptions of CDI devices."},
+	{Plugin: RuntimePlugin, Path: "drain_exec_sync_io_timeout", Default: defaultDrain,
+		Doc: "How long ExecSync waits for the output to be closed after the process exited, because a child of it may keep the output open. containerd's default is \"0s\", no limit, which lets such a child hold the call for ever."},
+	{Plugin: RuntimePlugin, Path: "ignore_deprecation_warnings", Default: []string{},
+		Doc: "Deprecation IDs (\"io.containerd.deprecation/…\") that do not count for the runtime condition ContainerdHasNoDeprecationWarnings."},
+	{Plugin: RuntimePlugin, Path: "stats_collect_period", Default: "", State: Accepted,
+		Note: "CPU use is computed from the readings of two requests", same: []any{"1s"},
+		Doc: "Time between two CPU readings for the CPU use per second. Empty means \"1s\"."},
+	{Plugin: RuntimePlugin, Path: "stats_retention_period", Default: "", State: Accepted,
+		Note: "CPU use is computed from the readings of two requests", same: []any{"2m", "2m0s"},
+		Doc: "How long CPU readings are kept. Empty means \"2m\"."},
+	{Plugin: RuntimePlugin, Path: "enable_criu", Default: true, State: Accepted,
+		Note: "there is no checkpoint or restore to switch off",
+		Doc:  "Offer checkpoint and restore of containers."},
+
+	{Plugin: RuntimePlugin, Path: "cni.bin_dirs", Default: []string{"/opt/cni/bin"},
+		Doc: "Directories with the CNI plugins' executables."},
+	{Plugin: RuntimePlugin, Path: "cni.conf_dir", Default: "/etc/cni/net.d",
+		Doc: "Directory with the CNI network configurations. It is watched."},
+	{Plugin: RuntimePlugin, Path: "cni.max_conf_num", Default: int64(1),
+		Doc: "Network configurations, in the order of their names, that a pod is attached to. 0 means all."},
+	{Plugin: RuntimePlugin, Path: "cni.setup_serially", Default: false,
+		Doc: "Attach a pod to its networks one after the other."},
+	{Plugin: RuntimePlugin, Path: "cni.conf_template", Default: "",
+		Doc: "Go template of a CNI configuration that is written to conf_dir once the kubelet says the pod CIDR."},
+	{Plugin: RuntimePlugin, Path: "cni.ip_pref", Default: "",
+		Doc: "Which of a pod's addresses is the first: \"ipv4\" (also \"\"), \"ipv6\", or \"cni\" for the plugins' order."},
+	{Plugin: RuntimePlugin, Path: "cni.use_internal_loopback", Default: false,
+		Doc: "Bring up the loopback interface without the CNI plugin for it."},
+
+	{Plugin: RuntimePlugin, Path: "containerd.default_runtime_name", Default: defaultHandlerName,
+		Doc: "Runtime handler of the pods that name none."},
+	{Plugin: RuntimePlugin, Path: "containerd.ignore_blockio_not_enabled_errors", Default: false, State: Accepted,
+		Note: "block I/O classes are not applied",
+		Doc:  "Start a container with a block I/O class even if no classes are configured."},
+	{Plugin: RuntimePlugin, Path: "containerd.ignore_rdt_not_enabled_errors", Default: false, State: Accepted,
+		Note: "RDT classes are not applied",
+		Doc:  "Start a container with an RDT class even if no classes are configured."},
+
+	{Plugin: RuntimePlugin, Path: "enable_cdi", Default: true, State: Removed,
+		Note: "CDI has had no switch since containerd 2.4; set cdi_spec_dirs = [] for no CDI devices"},
+	{Plugin: RuntimePlugin, Path: "systemd_cgroup", Default: false, State: Removed,
+		Note: "sets options.SystemdCgroup of io.containerd.runtime.v1.linux handlers, others never had it; use options.SystemdCgroup of each handler"},
+	{Plugin: RuntimePlugin, Path: "disable_cgroup", Default: false, State: Removed,
+		Note: "ignored since containerd 2.0; delegate a cgroup v2 tree to the daemon"},
+	{Plugin: RuntimePlugin, Path: "tolerate_missing_hugepages_controller", Default: true, State: Removed,
+		Note: "ignored by every containerd; use tolerate_missing_hugetlb_controller"},
+	{Plugin: RuntimePlugin, Path: "cni.bin_dir", Default: "", State: Removed, same: []any{"/opt/cni/bin"},
+		Note: "taken as bin_dirs unless that is set; use bin_dirs"},
+	{Plugin: RuntimePlugin, Path: "containerd.no_pivot", Default: false, State: Removed,
+		Note: "sets options.NoPivotRoot of io.containerd.runtime.v1.linux handlers, others never had it; use options.NoPivotRoot of each handler"},
+	// Tables of a handler each, see handlerTables; legacy.go warns of them.
+	{Plugin: RuntimePlugin, Path: "containerd.default_runtime", Default: map[string]any(nil), State: Removed,
+		Note: "becomes the handler \"default\" and default_runtime_name; name the handler under runtimes and use default_runtime_name"},
+	{Plugin: RuntimePlugin, Path: "containerd.untrusted_workload_runtime", Default: map[string]any(nil), State: Removed,
+		Note: "becomes the handler \"untrusted\"; use runtimes.untrusted"},
+}
+
+var handlerKeys = []Key{
+	{Plugin: RuntimePlugin, Path: handlers + "runtime_type", Default: "",
+		Doc: "Runtime in containerd's naming: \"io.containerd.runc.v2\" runs containerd-shim-runc-v2."},
+	{Plugin: RuntimePlugin, Path: handlers + "runtime_path", Default: "",
+		Doc: "Absolute path of the shim's executable, in place of the one found by runtime_type."},
+	{Plugin: RuntimePlugin, Path: handlers + "pod_annotations", Default: []string{},
+		Doc: "Pod annotations, as path.Match patterns, that are passed to the runtime in pod and container."},
+	{Plugin: RuntimePlugin, Path: handlers + "container_annotations", Default: []string{},
+		Doc: "Container annotations, as path.Match patterns, that are passed to the runtime."},
+	{Plugin: RuntimePlugin, Path: handlers + "privileged_without_host_devices", Default: false,
+		Doc: "Give privileged containers no devices of the host."},
+	{Plugin: RuntimePlugin, Path: handlers + "privileged_without_host_devices_all_devices_allowed", Default: false,
+		Doc: "Still let such containers use any device they make. Needs privileged_without_host_devices."},
+	{Plugin: RuntimePlugin, Path: handlers + "cgroup_writable", Default: false,
+		Doc: "Mount /sys/fs/cgroup writable in containers that are not privileged. Needs cgroup v2."},
+	{Plugin: RuntimePlugin, Path: handlers + "base_runtime_spec", Default: "",
+		Doc: "File with an OCI runtime specification, JSON, that every container's starts from."},
+	{Plugin: RuntimePlugin, Path: handlers + "cni_conf_dir", Default: "",
+		Doc: "Directory with the CNI network configurations of this handler's pods, in place of cni.conf_dir."},
+	{Plugin: RuntimePlugin, Path: handlers + "cni_max_conf_num", Default: int64(0),
+		Doc: "As cni.max_conf_num, for cni_conf_dir."},
+	{Plugin: RuntimePlugin, Path: handlers + "snapshotter", Default: "",
+		Doc: "Snapshotter of this handler's containers. Empty means the images table's."},
+	{Plugin: RuntimePlugin, Path: handlers + "sandboxer", Default: "", same: []any{podSandboxer},
+		Doc: "Who runs the pod: \"podsandbox\" (also \"\"), a pause process; \"shim\", the runtime itself; or the ID of a sandbox controller plugin."},
+	{Plugin: RuntimePlugin, Path: handlers + "disable_pause_image_pull", Default: false, State: NoMeaning,
+		Note: "no pause image is pulled for any handler",
+		Doc:  "Do not pull the pause image for this handler's pods."},
+	{Plugin: RuntimePlugin, Path: handlers + "io_type", Default: "", State: Accepted, same: []any{string(IOFIFO)},
+		Note: "container output goes through named pipes",
+		Doc:  "How container output reaches the daemon: \"fifo\" (also \"\") or \"streaming\"."},
+	{Plugin: RuntimePlugin, Path: handlers + "options", Default: map[string]any(nil),
+		Doc: "Options of the runtime. For io.containerd.runc.v2 those below; every other runtime has its own, usually TypeUrl and ConfigPath, and gets the table as it is if ConfigPath is not set."},
+	{Plugin: RuntimePlugin, Path: handlers + "sandbox_mode", Default: "", State: Removed, same: []any{podSandboxer},
+		Note: "taken as sandboxer unless that is set; use sandboxer"},
+	{Plugin: RuntimePlugin, Path: handlers + "runtime_engine", Default: "", State: Removed,
+		Note: "taken as options.BinaryName of an io.containerd.runtime.v1.linux handler, others never had it; use options.BinaryName"},
+	{Plugin: RuntimePlugin, Path: handlers + "runtime_root", Default: "", State: Removed,
+		Note: "taken as options.Root of an io.containerd.runtime.v1.linux handler, others never had it; use options.Root"},
+}
+
+// optionKeys are the options of runc. They are checked for handlers with the
+// runtime type of runc only.
+var optionKeys = []Key{
+	{Plugin: RuntimePlugin, Path: options + "BinaryName", Default: "",
+		Doc: "The OCI runtime, a name in PATH or a path. Empty means \"runc\"."},
+	{Plugin: RuntimePlugin, Path: options + "Root", Default: "",
+		Doc: "Directory for the OCI runtime's state. Empty means the shim's default."},
+	{Plugin: RuntimePlugin, Path: options + "SystemdCgroup", Default: false,
+		Doc: "Let systemd manage the cgroups; set it as the kubelet's cgroupDriver is set."},
+	{Plugin: RuntimePlugin, Path: options + "NoNewKeyring", Default: false,
+		Doc: "Do not give each container a session keyring of its own."},
+	{Plugin: RuntimePlugin, Path: options + "NoPivotRoot", Default: false,
+		Doc: "Change the root without pivot_root, which does not work from an initial RAM disk."},
+	{Plugin: RuntimePlugin, Path: options + "ShimCgroup", Default: "",
+		Doc: "Cgroup for the shim itself. Empty leaves it in the daemon's."},
+	{Plugin: RuntimePlugin, Path: options + "IoUid", Default: int64(0),
+		Doc: "User that owns the pipes of a container's standard streams."},
+	{Plugin: RuntimePlugin, Path: options + "IoGid", Default: int64(0),
+		Doc: "Group that owns the pipes of a container's standard streams."},
+	{Plugin: RuntimePlugin, Path: options + "CriuImagePath", Default: "",
+		Doc: "Directory for checkpoint images. Empty means the runtime's choice."},
+	{Plugin: RuntimePlugin, Path: options + "CriuWorkPath", Default: "",
+		Doc: "Directory for CRIU's logs and temporary files. Empty means the runtime's choice."},
+	{Plugin: RuntimePlugin, Path: options + "TaskApiAddress", Default: "", State: Deprecated,
+		Note: "the address comes with the request to create a task", deprecation: deprecation.RuncOptionsTaskAPIAddress,
+		Doc: "Address of the task API."},
+	{Plugin: RuntimePlugin, Path: options + "TaskApiVersion", Default: int64(0), State: Deprecated,
+		Note: "the version comes with the request to create a task", deprecation: deprecation.RuncOptionsTaskAPIVersion,
+		Doc: "Version of the task API."},
+	{Plugin: RuntimePlugin, Path: options + "CriuPath", Default: "", State: Removed,
+		Note: "ignored since containerd 2.0; put criu into a directory of PATH"},
+}
+
+var serverKeys = []Key{
+	{Plugin: ServerPlugin, Path: "disable_tcp_service", Default: true,
+		Doc: "Do not offer the CRI on containerd's TCP address."},
+	{Plugin: ServerPlugin, Path: "stream_server_address", Default: "127.0.0.1",
+		Doc: "Address the streams of exec, attach and port-forward are served on. Empty means the node's own address."},
+	{Plugin: ServerPlugin, Path: "stream_server_port", Default: "0",
+		Doc: "Port of the streams, a number in quotes. \"0\" means any free one."},
+	{Plugin: ServerPlugin, Path: "stream_idle_timeout", Default: 4 * time.Hour,
+		Doc: "A stream without traffic for this long is closed."},
+	{Plugin: ServerPlugin, Path: "enable_tls_streaming", Default: false,
+		Doc: "Serve streams with TLS, with the key pair below or a self-signed one."},
+	{Plugin: ServerPlugin, Path: "x509_key_pair_streaming.tls_cert_file", Default: "",
+		Doc: "Certificate for streams, PEM."},
+	{Plugin: ServerPlugin, Path: "x509_key_pair_streaming.tls_key_file", Default: "",
+		Doc: "Private key for streams, PEM."},
+}
+
+// handlerTables are places outside runtimes where older releases had a handler.
+var handlerTables = []string{"containerd.default_runtime", "containerd.untrusted_workload_runtime"}
+
+// shown are the entries that the defaults have under a name of choice: the
+// handler runc and the pinned pause image. The values differ from the keys'
+// defaults where given.
+var shown = []struct {
+	plugin, pattern, name string
+	values                map[string]any
+}{
+	{ImagesPlugin, "pinned_images.*", "sandbox", map[string]any{"": pauseImage}},
+	{RuntimePlugin, "containerd.runtimes.*", defaultHandlerName, map[string]any{
+		"runtime_type": runcType, "sandboxer": podSandboxer,
+	}},
+}

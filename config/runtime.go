@@ -1,0 +1,309 @@
+package config
+
+import (
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// podSandboxer is the sandboxer that runs a pause process.
+const podSandboxer = "podsandbox"
+
+// Runtime is the configuration of everything that runs pods.
+type Runtime struct {
+	// DefaultHandler is the name of the handler for pods that name none. It is
+	// in Handlers.
+	DefaultHandler string
+	Handlers       map[string]Handler
+	CNI            CNI
+
+	IgnoreBlockIONotEnabledErrors bool
+	IgnoreRDTNotEnabledErrors     bool
+
+	EnableSELinux        bool
+	SELinuxCategoryRange int
+	DisableAppArmor      bool
+	// UnsetSeccompProfile is "" or "unconfined", "runtime/default",
+	// "docker/default", or "localhost/" and an absolute path.
+	UnsetSeccompProfile string
+	RestrictOOMScoreAdj bool
+	DisableProcMount    bool
+
+	TolerateMissingHugetlbController bool
+	DisableHugetlbController         bool
+
+	DeviceOwnershipFromSecurityContext bool
+	IgnoreImageDefinedVolumes          bool
+	CDISpecDirs                        []string
+
+	NetNSMountsUnderStateDir bool
+	EnableUnprivilegedPorts  bool
+	EnableUnprivilegedICMP   bool
+
+	// MaxLogLine is the length in bytes at which a log line is split, 0 for
+	// none.
+	MaxLogLine int
+	// DrainExecSyncIOTimeout bounds the wait for the end of output after the
+	// process of an ExecSync exited. 0 is no bound, which only an explicit
+	// "0s" gives.
+	DrainExecSyncIOTimeout time.Duration
+
+	IgnoreDeprecationWarnings []string
+	StatsCollectPeriod        time.Duration
+	StatsRetentionPeriod      time.Duration
+	EnableCRIU                bool
+}
+
+// Handler is a runtime handler as configured.
+type Handler struct {
+	Name string
+	// RuntimeType is containerd's name of the runtime.
+	RuntimeType string
+	// RuntimePath is the absolute path of the shim, "" to find it by type.
+	RuntimePath string
+	// Options are the runtime's options, nil if there is no table of them. For
+	// runc's type they are known keys only, spelled as in Keys.
+	Options map[string]any
+	// Sandboxer is "podsandbox", "shim", or the ID of a controller. Not empty.
+	Sandboxer string
+	// Snapshotter is "" for the images table's.
+	Snapshotter string
+	// BaseRuntimeSpec is an absolute path or "".
+	BaseRuntimeSpec string
+
+	PodAnnotations       []string
+	ContainerAnnotations []string
+
+	// CNIConfDir is "" for CNI.ConfDir; CNIMaxConfNum goes with it.
+	CNIConfDir    string
+	CNIMaxConfNum int
+
+	PrivilegedWithoutHostDevices                  bool
+	PrivilegedWithoutHostDevicesAllDevicesAllowed bool
+	CgroupWritable                                bool
+	DisablePauseImagePull                         bool
+	IOType                                        IOType
+}
+
+// IsRunc reports whether Options are those of runc.
+func (h Handler) IsRunc() bool { return h.RuntimeType == runcType }
+
+// IOType is how the output of containers travels.
+type IOType string
+
+// The ways of output.
+const (
+	IOFIFO      IOType = "fifo"
+	IOStreaming IOType = "streaming"
+)
+
+// CNI is how pods are attached to networks.
+type CNI struct {
+	BinDirs []string
+	ConfDir string
+	// MaxConfNum is 0 for all configurations.
+	MaxConfNum    int
+	SetupSerially bool
+	// ConfTemplate is an absolute path or "".
+	ConfTemplate        string
+	IPPreference        IPPreference
+	UseInternalLoopback bool
+}
+
+// IPPreference is which of a pod's addresses comes first.
+type IPPreference string
+
+// The preferences.
+const (
+	PreferIPv4 IPPreference = "ipv4"
+	PreferIPv6 IPPreference = "ipv6"
+	// PreferCNI keeps the order of the CNI result.
+	PreferCNI IPPreference = "cni"
+)
+
+// ParseRuntime checks the runtime table and returns its meaning. The error
+// joins a KeyError for everything that is wrong.
+func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
+	w, v := load(RuntimePlugin, raw)
+	w.legacy(v)
+	out := runtimeFlags(v)
+	out.CNI = w.cni(v.table("cni"))
+	out.DefaultHandler = v.str("containerd.default_runtime_name")
+	out.Handlers = map[string]Handler{}
+	runtimes := v.table("containerd.runtimes")
+	for _, name := range runtimes.names() {
+		out.Handlers[name] = w.handler(name, runtimes.entry(name))
+	}
+	for _, key := range []string{"stats_collect_period", "stats_retention_period"} {
+		if err := checkDuration(v.str(key)); err != nil {
+			w.fail([]string{key}, "%v", err)
+		}
+	}
+	w.checkRuntime(out)
+	warnings, err := w.result()
+	if err != nil {
+		return Runtime{}, warnings, err
+	}
+	return out, warnings, nil
+}
+
+// runtimeFlags reads the keys that stand for themselves.
+func runtimeFlags(v values) Runtime {
+	out := Runtime{
+		IgnoreBlockIONotEnabledErrors:      v.bool("containerd.ignore_blockio_not_enabled_errors"),
+		IgnoreRDTNotEnabledErrors:          v.bool("containerd.ignore_rdt_not_enabled_errors"),
+		EnableSELinux:                      v.bool("enable_selinux"),
+		SELinuxCategoryRange:               v.int("selinux_category_range"),
+		DisableAppArmor:                    v.bool("disable_apparmor"),
+		UnsetSeccompProfile:                v.str("unset_seccomp_profile"),
+		RestrictOOMScoreAdj:                v.bool("restrict_oom_score_adj"),
+		DisableProcMount:                   v.bool("disable_proc_mount"),
+		TolerateMissingHugetlbController:   v.bool("tolerate_missing_hugetlb_controller"),
+		DisableHugetlbController:           v.bool("disable_hugetlb_controller"),
+		DeviceOwnershipFromSecurityContext: v.bool("device_ownership_from_security_context"),
+		IgnoreImageDefinedVolumes:          v.bool("ignore_image_defined_volumes"),
+		CDISpecDirs:                        v.list("cdi_spec_dirs"),
+		NetNSMountsUnderStateDir:           v.bool("netns_mounts_under_state_dir"),
+		EnableUnprivilegedPorts:            v.bool("enable_unprivileged_ports"),
+		EnableUnprivilegedICMP:             v.bool("enable_unprivileged_icmp"),
+		MaxLogLine:                         max(0, v.int("max_container_log_line_size")),
+		DrainExecSyncIOTimeout:             v.duration("drain_exec_sync_io_timeout", defaultDrain),
+		IgnoreDeprecationWarnings:          v.list("ignore_deprecation_warnings"),
+		StatsCollectPeriod:                 v.duration("stats_collect_period", defaultStatsPeriod),
+		StatsRetentionPeriod:               v.duration("stats_retention_period", defaultStatsRetention),
+		EnableCRIU:                         v.bool("enable_criu"),
+	}
+	if out.SELinuxCategoryRange == 0 {
+		out.SELinuxCategoryRange = 1024
+	}
+	return out
+}
+
+func (w *walker) checkRuntime(r Runtime) {
+	if r.DrainExecSyncIOTimeout == 0 {
+		w.warn("no limit lets a child that keeps the output open hold a call for ever (CVE-2026-53495); remove the key for the default of "+defaultDrain.String(),
+			"drain_exec_sync_io_timeout")
+	}
+	if _, ok := r.Handlers[r.DefaultHandler]; !ok {
+		w.fail([]string{"containerd", "default_runtime_name"}, "%q is not configured under runtimes", r.DefaultHandler)
+	}
+	w.notNegative(r.SELinuxCategoryRange, "selinux_category_range")
+	for _, dir := range r.CDISpecDirs {
+		w.absolute(dir, "cdi_spec_dirs")
+	}
+	profile, local := strings.CutPrefix(r.UnsetSeccompProfile, "localhost/")
+	switch {
+	case local:
+		w.absolute(profile, "unset_seccomp_profile")
+	case profile == "", profile == "unconfined", profile == "runtime/default", profile == "docker/default":
+	default:
+		w.fail([]string{"unset_seccomp_profile"}, "%q is none of \"unconfined\", \"runtime/default\" and \"localhost/\" with a path", profile)
+	}
+}
+
+func (w *walker) cni(v values) CNI {
+	out := CNI{
+		BinDirs:             v.list("bin_dirs"),
+		ConfDir:             v.str("conf_dir"),
+		MaxConfNum:          v.int("max_conf_num"),
+		SetupSerially:       v.bool("setup_serially"),
+		ConfTemplate:        v.str("conf_template"),
+		IPPreference:        IPPreference(v.str("ip_pref")),
+		UseInternalLoopback: v.bool("use_internal_loopback"),
+	}
+	for _, dir := range out.BinDirs {
+		w.absolute(dir, "cni", "bin_dirs")
+	}
+	w.absolute(out.ConfDir, "cni", "conf_dir")
+	w.absolute(out.ConfTemplate, "cni", "conf_template")
+	w.notNegative(out.MaxConfNum, "cni", "max_conf_num")
+	switch out.IPPreference {
+	case "":
+		out.IPPreference = PreferIPv4
+	case PreferIPv4, PreferIPv6, PreferCNI:
+	default:
+		w.fail([]string{"cni", "ip_pref"}, "%q is none of \"ipv4\", \"ipv6\" and \"cni\"", string(out.IPPreference))
+	}
+	return out
+}
+
+func (w *walker) handler(name string, v values) Handler {
+	h := Handler{
+		Name:                         name,
+		RuntimeType:                  v.str("runtime_type"),
+		RuntimePath:                  v.str("runtime_path"),
+		Options:                      v.table("options"),
+		Sandboxer:                    v.str("sandboxer"),
+		Snapshotter:                  v.str("snapshotter"),
+		BaseRuntimeSpec:              v.str("base_runtime_spec"),
+		PodAnnotations:               v.list("pod_annotations"),
+		ContainerAnnotations:         v.list("container_annotations"),
+		CNIConfDir:                   v.str("cni_conf_dir"),
+		CNIMaxConfNum:                v.int("cni_max_conf_num"),
+		PrivilegedWithoutHostDevices: v.bool("privileged_without_host_devices"),
+		PrivilegedWithoutHostDevicesAllDevicesAllowed: v.bool("privileged_without_host_devices_all_devices_allowed"),
+		CgroupWritable:        v.bool("cgroup_writable"),
+		DisablePauseImagePull: v.bool("disable_pause_image_pull"),
+		IOType:                IOType(v.str("io_type")),
+	}
+	if h.Sandboxer == "" {
+		h.Sandboxer = podSandboxer
+	}
+	if h.IOType == "" {
+		h.IOType = IOFIFO
+	}
+	if h.IsRunc() && h.Options != nil {
+		h.Options = w.runcOptions(name, h.Options)
+	}
+	w.checkHandler(h)
+	return h
+}
+
+func (w *walker) checkHandler(h Handler) {
+	at := func(key string) []string { return []string{"containerd", "runtimes", h.Name, key} }
+	if h.Name == "" {
+		w.fail(at("runtime_type"), "belongs to a handler without a name")
+	}
+	if h.RuntimeType == "" && h.RuntimePath == "" {
+		w.fail(at("runtime_type"), "is empty, name the runtime as %q", runcType)
+	}
+	if h.PrivilegedWithoutHostDevicesAllDevicesAllowed && !h.PrivilegedWithoutHostDevices {
+		w.fail(at("privileged_without_host_devices_all_devices_allowed"), "needs privileged_without_host_devices")
+	}
+	if h.IOType != IOFIFO && h.IOType != IOStreaming {
+		w.fail(at("io_type"), "%q is neither \"fifo\" nor \"streaming\"", string(h.IOType))
+	}
+	w.absolute(h.RuntimePath, at("runtime_path")...)
+	w.absolute(h.BaseRuntimeSpec, at("base_runtime_spec")...)
+	w.absolute(h.CNIConfDir, at("cni_conf_dir")...)
+	w.notNegative(h.CNIMaxConfNum, at("cni_max_conf_num")...)
+	w.patterns(h.PodAnnotations, at("pod_annotations"))
+	w.patterns(h.ContainerAnnotations, at("container_annotations"))
+}
+
+func (w *walker) patterns(list []string, at []string) {
+	for _, p := range list {
+		if _, err := path.Match(p, ""); err != nil {
+			w.fail(at, "%q is not a pattern", p)
+		}
+	}
+}
+
+// runcOptions checks the options of a handler with runc's runtime type.
+func (w *walker) runcOptions(name string, raw map[string]any) map[string]any {
+	at := []string{"containerd", "runtimes", name, "options"}
+	out := w.table(runcOptions, at, raw)
+	delete(out, "CriuPath")
+	for _, key := range []string{"IoUid", "IoGid", "TaskApiVersion"} {
+		if n, _ := out[key].(int64); n < 0 || n > 1<<32-1 {
+			w.fail(append(at, key), "%d is not between 0 and 4294967295", n)
+		}
+	}
+	for _, key := range []string{"Root", "CriuImagePath", "CriuWorkPath"} {
+		if s, _ := out[key].(string); s != "" && !filepath.IsAbs(s) {
+			w.fail(append(at, key), "%q is not an absolute path", s)
+		}
+	}
+	return out
+}

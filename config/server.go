@@ -1,0 +1,76 @@
+package config
+
+import (
+	"strconv"
+	"time"
+)
+
+// Server is the configuration of the CRI server.
+type Server struct {
+	// DisableTCPService keeps the CRI off containerd's TCP address.
+	DisableTCPService bool
+	// StreamAddress is where streams are served, "" for the node's address.
+	StreamAddress string
+	// StreamPort is 0 for any free port.
+	StreamPort uint16
+	// StreamIdleTimeout closes a stream without traffic.
+	StreamIdleTimeout time.Duration
+	StreamTLS         StreamTLS
+}
+
+// StreamTLS says whether and with what streams are encrypted. If Enabled and
+// the files are empty, the server makes a self-signed certificate; it is never
+// one file without the other.
+type StreamTLS struct {
+	Enabled           bool
+	CertFile, KeyFile string
+}
+
+// ParseServer checks the server table and returns its meaning. The error joins
+// a KeyError for everything that is wrong.
+func ParseServer(raw Raw) (Server, []Warning, error) {
+	w, v := load(ServerPlugin, raw)
+	out := Server{
+		DisableTCPService: v.bool("disable_tcp_service"),
+		StreamAddress:     v.str("stream_server_address"),
+		StreamPort:        w.port(v.str("stream_server_port")),
+		StreamIdleTimeout: v.duration("stream_idle_timeout", 4*time.Hour),
+		StreamTLS:         w.streamTLS(v),
+	}
+	warnings, err := w.result()
+	if err != nil {
+		return Server{}, warnings, err
+	}
+	return out, warnings, nil
+}
+
+func (w *walker) port(s string) uint16 {
+	port, err := strconv.ParseUint(s, 10, 16)
+	if err != nil {
+		w.fail([]string{"stream_server_port"}, "%q is not a port, write a number from 0 to 65535 in quotes", s)
+	}
+	return uint16(port)
+}
+
+func (w *walker) streamTLS(v values) StreamTLS {
+	const pair = "x509_key_pair_streaming"
+	out := StreamTLS{
+		Enabled:  v.bool("enable_tls_streaming"),
+		CertFile: v.str(pair + ".tls_cert_file"),
+		KeyFile:  v.str(pair + ".tls_key_file"),
+	}
+	cert, key := []string{pair, "tls_cert_file"}, []string{pair, "tls_key_file"}
+	w.absolute(out.CertFile, cert...)
+	w.absolute(out.KeyFile, key...)
+	switch {
+	case !out.Enabled && out.CertFile != "":
+		w.fail(cert, "is set, but enable_tls_streaming is not")
+	case !out.Enabled && out.KeyFile != "":
+		w.fail(key, "is set, but enable_tls_streaming is not")
+	case out.CertFile != "" && out.KeyFile == "":
+		w.fail(key, "is needed with tls_cert_file")
+	case out.CertFile == "" && out.KeyFile != "":
+		w.fail(cert, "is needed with tls_key_file")
+	}
+	return out
+}
