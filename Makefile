@@ -1,0 +1,155 @@
+# gantry. `make help` lists the targets. Everything is incremental: go build
+# looks at its own cache, the pinned parts are rebuilt when their pin changes.
+
+SHELL         := /bin/bash
+.SHELLFLAGS   := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+VERSION       ?= 0.1.0
+CONTAINERD    := $(shell sed -n 's,^\tgithub.com/containerd/containerd/v2 v,,p' go.mod)
+REVISION      := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+FUZZTIME      ?= 10s
+TEST_TIMEOUT  ?= 18m
+RUN           ?=
+OUT           := out
+
+CTRD_VERSION  := github.com/containerd/containerd/v2/version
+LDFLAGS       := -s -w \
+	-X $(CTRD_VERSION).Version=$(CONTAINERD)+gantry.$(VERSION) \
+	-X $(CTRD_VERSION).Revision=$(REVISION) \
+	-X $(CTRD_VERSION).Package=github.com/gantry-cri/gantry
+GOFLAGS_BUILD := -trimpath
+
+# A command is built as soon as it has Go files.
+COMMANDS      := $(foreach d,$(wildcard cmd/*),$(if $(wildcard $(d)/*.go),$(notdir $(d))))
+# The parts that run during a test get the race detector.
+RACED         := $(filter-out gantry,$(COMMANDS))
+CNI           := bridge host-local loopback portmap firewall bandwidth tuning ptp
+CNI_PKG       := github.com/containernetworking/plugins/plugins
+cni_path       = $(if $(filter host-local,$(1)),ipam,$(if $(filter bridge loopback ptp,$(1)),main,meta))/$(1)
+
+UNIT_PKGS      = $$(go list ./... | grep -v /integration/)
+INTEGRATION_PKGS = $$(go list ./integration/... | grep -v /integration/bench)
+
+##@ Building
+
+.PHONY: build
+build: commands pinned ## bin/: the daemon, our commands, runc, the runc shim, ctr, CNI plugins
+
+# The shim and the snapshotter are static: they start in whatever mount
+# namespace they are called from.
+.PHONY: commands
+commands: generated
+	@mkdir -p bin
+	@for c in $(COMMANDS); do \
+		cgo=0; if [ $$c = containerd ]; then cgo=1; fi; \
+		CGO_ENABLED=$$cgo go build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o bin/$$c ./cmd/$$c; \
+	done
+
+.PHONY: pinned
+pinned: bin/runc bin/ctr bin/containerd-shim-runc-v2 $(CNI:%=bin/cni/%)
+
+bin/runc: tools/runc/go.mod tools/runc/go.sum
+	@mkdir -p $(@D)
+	go build -C tools/runc $(GOFLAGS_BUILD) -tags seccomp -ldflags '-s -w' -o $(CURDIR)/$@ github.com/opencontainers/runc
+
+bin/ctr bin/containerd-shim-runc-v2: tools/stock/go.mod tools/stock/go.sum
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 go build -C tools/stock $(GOFLAGS_BUILD) -ldflags '-s -w -X $(CTRD_VERSION).Version=$(CONTAINERD)' -o $(CURDIR)/$@ github.com/containerd/containerd/v2/cmd/$(@F)
+
+bin/stock/containerd: tools/stock/go.mod tools/stock/go.sum
+	@mkdir -p $(@D)
+	go build -C tools/stock $(GOFLAGS_BUILD) -ldflags '-s -w -X $(CTRD_VERSION).Version=$(CONTAINERD)' -o $(CURDIR)/$@ github.com/containerd/containerd/v2/cmd/containerd
+
+$(CNI:%=bin/cni/%): bin/cni/%: tools/cni/go.mod tools/cni/go.sum
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 go build -C tools/cni $(GOFLAGS_BUILD) -ldflags '-s -w' -o $(CURDIR)/$@ $(CNI_PKG)/$(call cni_path,$*)
+
+.PHONY: stock
+stock: bin/stock/containerd ## bin/stock/: containerd of the same release with its own CRI service
+
+.PHONY: race
+race: generated ## bin/race/: what the tests run, with the race detector
+	@mkdir -p bin/race
+	@for c in $(RACED); do go build $(GOFLAGS_BUILD) -race -ldflags '$(LDFLAGS)' -o bin/race/$$c ./cmd/$$c; done
+
+# What the sources embed.
+PAUSE         := plugin/sandboxer/pause
+.PHONY: generated
+generated: $(if $(wildcard $(PAUSE)/build.sh),$(PAUSE)/bin/pause)
+$(PAUSE)/bin/pause: $(PAUSE)/build.sh $(PAUSE)/pause.c
+	@sh $(PAUSE)/build.sh
+	@touch $@
+
+##@ Running
+
+.PHONY: demo
+demo: deps build ## the main job once, start to end, on a bare Debian machine (root)
+	@go run ./tools/demo
+
+.PHONY: run
+run: build ## the daemon in the foreground under ./run, for crictl or a kubelet (root)
+	@exec scripts/run
+
+##@ Testing
+
+.PHONY: test
+test: deps ## all tests with the race detector (root for all of it)
+	@rm -rf $(OUT)
+	@rc=0; $(MAKE) --no-print-directory unit || rc=1; \
+	$(MAKE) --no-print-directory integration || rc=1; exit $$rc
+
+.PHONY: unit
+unit: generated ## tests that need no daemon; RUN=regexp picks some
+	@mkdir -p $(OUT) && rm -f $(OUT)/unit.jsonl
+	go run ./tools/testrun -o $(OUT)/unit.jsonl -- -race -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(UNIT_PKGS)
+
+.PHONY: integration
+integration: race pinned bin/stock/containerd ## tests against a real daemon; RUN=regexp picks some (root)
+	@mkdir -p $(OUT) && rm -f $(OUT)/integration.jsonl
+	GANTRY_BIN=$(CURDIR)/bin/race:$(CURDIR)/bin go run ./tools/testrun -o $(OUT)/integration.jsonl -- \
+		-race -count=1 -p 1 -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(INTEGRATION_PKGS)
+
+.PHONY: fault
+fault: race pinned ## the fault suite, the long way (root)
+	@mkdir -p $(OUT) && rm -f $(OUT)/fault.jsonl
+	GANTRY_BIN=$(CURDIR)/bin/race:$(CURDIR)/bin GANTRY_FAULT_LONG=1 go run ./tools/testrun -o $(OUT)/fault.jsonl -- \
+		-race -count=1 -timeout 1h ./integration/fault/...
+
+.PHONY: fuzz
+fuzz: generated ## every fuzz target for FUZZTIME (10s)
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: bench
+bench: build bin/stock/containerd ## against stock containerd on this machine (root)
+	GANTRY_BIN=$(CURDIR)/bin go test -run '^$$' -bench . -benchtime 1x -timeout 1h ./integration/bench/...
+
+##@ Checking
+
+.PHONY: check
+check: generated ## format, vet, static analysis, house rules, dependency direction
+	@scripts/check
+
+.PHONY: features
+features: ## writes docs/features.md from the inventory and the last test runs
+	@go run ./tools/features -inventory docs/inventory.tsv -partial docs/partial.tsv -o docs/features.md $(OUT)
+
+.PHONY: features-check
+features-check: ## fails when docs/features.md is not what the last test runs prove
+	@go run ./tools/features -inventory docs/inventory.tsv -partial docs/partial.tsv -check docs/features.md $(OUT)
+
+##@ Else
+
+.PHONY: deps
+deps: ## installs the Debian packages that are missing (root when any is)
+	@scripts/install-deps
+
+.PHONY: clean
+clean: ## removes what was built and what tests wrote
+	rm -rf bin $(OUT)
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
