@@ -1,0 +1,203 @@
+package crilog
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// chunk is the most that one step moves out of a FIFO.
+const chunk = 128 << 10
+
+var chunks = sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
+
+// Copy moves what comes out of f into the log until f ends, and returns nil
+// then: the last line, if it has no newline, goes out too. It ends with an
+// error when f or the log is closed; the next Copy of the same stream
+// continues there. obs may be nil.
+func (l *Log) Copy(s Stream, f *Fifo, obs Observer) error {
+	c := &copier{log: l, stream: s, fifo: f, obs: obs, journal: l.journals[s]}
+	step := c.step
+	if l.discard {
+		step = c.discard
+	}
+	for {
+		switch err := step(); {
+		case err == nil:
+		case errors.Is(err, io.EOF):
+			if !l.discard {
+				c.journal.ended.Store(true)
+				l.notify()
+			}
+			return nil
+		default:
+			return fmt.Errorf("copy %s: %w", s, err)
+		}
+	}
+}
+
+// copier is one stream on its way from the FIFO into the journal.
+type copier struct {
+	log     *Log
+	stream  Stream
+	fifo    *Fifo
+	obs     Observer
+	journal *journal
+
+	dropping bool      // output is thrown away until there is room and a new line
+	refused  time.Time // when the journal itself began to refuse data
+}
+
+func (c *copier) step() error {
+	if err := c.waitForRoom(); err != nil {
+		return err
+	}
+	if c.dropping {
+		return c.drop()
+	}
+	j := c.journal
+	at := j.end.Load()
+	n, err := c.fifo.spliceTo(j.raw, at, int(min(j.room(), chunk)))
+	if err != nil {
+		if isFull(err) {
+			return c.waitForMemory()
+		}
+		return err
+	}
+	c.refused = time.Time{}
+	c.show(at, n) // before the writer may make a hole of it
+	j.end.Store(at + int64(n))
+	c.log.notify()
+	return nil
+}
+
+// discard is the step of a log without a file.
+func (c *copier) discard() error {
+	select {
+	case <-c.log.quit:
+		return os.ErrClosed
+	default:
+	}
+	b := chunks.Get().(*[]byte)
+	defer chunks.Put(b)
+	n, err := c.fifo.Read(*b)
+	if n > 0 && c.watched() {
+		c.obs.Observe(c.stream, (*b)[:n])
+	}
+	return err
+}
+
+func (c *copier) watched() bool { return c.obs != nil && c.obs.Watching() }
+
+// show gives the observer what the journal has got.
+func (c *copier) show(at int64, n int) {
+	if !c.watched() {
+		return
+	}
+	b := chunks.Get().(*[]byte)
+	defer chunks.Put(b)
+	if n, err := c.journal.file.ReadAt((*b)[:n], at); err == nil {
+		c.obs.Observe(c.stream, (*b)[:n])
+	}
+}
+
+// waitForRoom returns when the journal has room or output is to be dropped.
+func (c *copier) waitForRoom() error {
+	if c.journal.room() > 0 || c.dropping {
+		select {
+		case <-c.log.quit:
+			return os.ErrClosed
+		default:
+			return nil
+		}
+	}
+	stall := time.NewTimer(c.log.opts.Stall)
+	defer stall.Stop()
+	for c.journal.room() <= 0 {
+		if c.log.failing.Load() {
+			c.startDropping()
+			return nil
+		}
+		select {
+		case <-c.journal.progress:
+		case <-stall.C:
+			c.startDropping()
+			return nil
+		case <-c.log.quit:
+			return os.ErrClosed
+		}
+	}
+	return nil
+}
+
+// waitForMemory is for a journal that cannot grow though it may: tmpfs is full.
+func (c *copier) waitForMemory() error {
+	if c.refused.IsZero() {
+		c.refused = time.Now()
+	}
+	if time.Since(c.refused) >= c.log.opts.Stall {
+		c.startDropping()
+		return nil
+	}
+	retry := time.NewTimer(min(retryAfter, c.log.opts.Stall))
+	defer retry.Stop()
+	select {
+	case <-c.journal.progress:
+	case <-retry.C:
+	case <-c.log.quit:
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// startDropping ends the line at hand, so that it does not run into the one
+// that follows the gap.
+func (c *copier) startDropping() {
+	c.dropping = true
+	j := c.journal
+	end := j.end.Load()
+	if end == j.pos.Load() {
+		return
+	}
+	var last [1]byte
+	if _, err := j.file.ReadAt(last[:], end-1); err == nil && last[0] != '\n' {
+		if j.append([]byte{'\n'}) == nil {
+			c.log.notify()
+		}
+	}
+}
+
+// drop reads and counts output instead of keeping it, and stops doing so at
+// the first newline after half of the journal is free again.
+func (c *copier) drop() error {
+	b := chunks.Get().(*[]byte)
+	defer chunks.Put(b)
+	n, err := c.fifo.Read(*b)
+	if err != nil {
+		return err
+	}
+	p := (*b)[:n]
+	if c.watched() {
+		c.obs.Observe(c.stream, p)
+	}
+	if c.journal.room() > c.journal.bound/2 && !c.log.failing.Load() {
+		if i := bytes.IndexByte(p, '\n'); i >= 0 && c.journal.append(p[i+1:]) == nil {
+			c.dropping, c.refused = false, time.Time{}
+			c.log.notify()
+			p = p[:i+1]
+		}
+	}
+	c.log.lostBytes.Add(uint64(len(p)))
+	c.log.lostLines.Add(uint64(bytes.Count(p, []byte{'\n'})))
+	return nil
+}
+
+func isFull(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EIO)
+}
