@@ -1,0 +1,136 @@
+package host
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/plugin/facts"
+)
+
+// mountInfoFile belongs to the thread: it shows what a mount made by this
+// process would see.
+const mountInfoFile = "/proc/thread-self/mountinfo"
+
+// ResolveMounts resolves the host paths of a container's mounts, in order. A
+// path that does not exist becomes a directory; links are followed to the end.
+// A mount that shall propagate must come from a mount that does. The mounts
+// have passed spec.ValidateContainer.
+func ResolveMounts(mounts []*cri.Mount) ([]facts.Mount, error) {
+	resolved := make([]facts.Mount, 0, len(mounts))
+	var infos []*mountinfo.Info
+	for i, m := range mounts {
+		source, err := resolveSource(m)
+		if err != nil {
+			return nil, fmt.Errorf("resolve config.mounts[%d]: %w", i, err)
+		}
+		if m.GetPropagation() != cri.MountPropagation_PROPAGATION_PRIVATE {
+			if infos == nil {
+				if infos, err = readMounts(); err != nil {
+					return nil, fmt.Errorf("resolve config.mounts[%d]: %w", i, err)
+				}
+			}
+			if err := checkPropagation(source, m.GetPropagation(), infos); err != nil {
+				return nil, fmt.Errorf("resolve config.mounts[%d]: %w", i, err)
+			}
+		}
+		resolved = append(resolved, facts.Mount{
+			Source:            source,
+			Destination:       filepath.Clean(m.GetContainerPath()),
+			Readonly:          m.GetReadonly(),
+			RecursiveReadonly: m.GetRecursiveReadOnly(),
+			Propagation:       m.GetPropagation(),
+		})
+	}
+	return resolved, nil
+}
+
+func resolveSource(m *cri.Mount) (string, error) {
+	p := m.GetHostPath()
+	if m.GetImage() != nil {
+		return "", fmt.Errorf("image: image volumes: %w", errdefs.ErrNotImplemented)
+	}
+	if !filepath.IsAbs(p) || strings.IndexByte(p, 0) >= 0 {
+		return "", fmt.Errorf("host_path: %.256q is not an absolute path: %w", p, errdefs.ErrInvalidArgument)
+	}
+	if _, err := os.Stat(p); errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(p, 0o755); err != nil {
+			return "", fmt.Errorf("host_path: make missing directory: %w", classed(err))
+		}
+	}
+	source, err := filepath.EvalSymlinks(p)
+	if err != nil {
+		return "", fmt.Errorf("host_path: %w", classed(err))
+	}
+	return source, nil
+}
+
+func readMounts() ([]*mountinfo.Info, error) {
+	b, err := os.ReadFile(mountInfoFile)
+	if err != nil {
+		return nil, fmt.Errorf("read mounts: %w", classed(err))
+	}
+	infos, err := mountinfo.GetMountsFromReader(bytes.NewReader(b), nil)
+	if err != nil {
+		return nil, fmt.Errorf("parse mounts: %w (%w)", err, errdefs.ErrInternal)
+	}
+	return infos, nil
+}
+
+// checkPropagation: without a peer group (or a master) the mount would be made
+// and nothing would ever propagate.
+func checkPropagation(source string, p cri.MountPropagation, infos []*mountinfo.Info) error {
+	m := mountOf(source, infos)
+	if m == nil {
+		return fmt.Errorf("host_path: no mount holds %s: %w", source, errdefs.ErrInternal)
+	}
+	has := func(tag string) bool {
+		return slices.ContainsFunc(strings.Fields(m.Optional), func(o string) bool { return strings.HasPrefix(o, tag) })
+	}
+	switch {
+	case has("shared:"):
+		return nil
+	case p == cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER && has("master:"):
+		return nil
+	}
+	return fmt.Errorf("propagation: %s is on %s, which is not a shared mount, so %s is not possible: %w", source, m.Mountpoint, p, errdefs.ErrFailedPrecondition)
+}
+
+// mountOf finds the mount a path is on: the one with the longest mount point
+// above it, and of several there the last, which hides the others.
+func mountOf(p string, infos []*mountinfo.Info) (found *mountinfo.Info) {
+	for _, m := range infos {
+		above := m.Mountpoint == "/" || p == m.Mountpoint || strings.HasPrefix(p, m.Mountpoint+"/")
+		if above && (found == nil || len(m.Mountpoint) >= len(found.Mountpoint)) {
+			found = m
+		}
+	}
+	return found
+}
+
+// classed gives an error of the file system the errdefs class a caller can act
+// on.
+func classed(err error) error {
+	var class error = errdefs.ErrInternal
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		class = errdefs.ErrNotFound
+	case errors.Is(err, fs.ErrPermission):
+		class = errdefs.ErrPermissionDenied
+	case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.EEXIST), errors.Is(err, unix.EROFS):
+		class = errdefs.ErrFailedPrecondition
+	case errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.EINVAL):
+		class = errdefs.ErrInvalidArgument
+	}
+	return fmt.Errorf("%w (%w)", err, class)
+}

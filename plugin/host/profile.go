@@ -1,0 +1,62 @@
+package host
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/containerd/containerd/v2/contrib/apparmor"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/plugin/facts"
+)
+
+// maxProfile bounds a profile file.
+const maxProfile = 4 << 20
+
+// ReadProfile reads a seccomp profile of the node. Only a regular file of
+// reasonable size is one.
+func ReadProfile(name string) ([]byte, error) {
+	b, err := readProfile(name)
+	if err != nil {
+		return nil, fmt.Errorf("read seccomp profile: %w", err)
+	}
+	return b, nil
+}
+
+func readProfile(name string) ([]byte, error) {
+	// Not to wait for the other end of a pipe, should it be one.
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, classed(err)
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, classed(err)
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file: %w", name, errdefs.ErrFailedPrecondition)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxProfile+1))
+	if err != nil {
+		return nil, classed(err)
+	}
+	if len(b) > maxProfile {
+		return nil, fmt.Errorf("%s: longer than %d bytes: %w", name, maxProfile, errdefs.ErrFailedPrecondition)
+	}
+	return b, nil
+}
+
+// LoadAppArmor loads the default AppArmor profile under the given name. It
+// does nothing on a host without AppArmor.
+func LoadAppArmor(h facts.Host, name string) error {
+	if !h.AppArmor {
+		return nil
+	}
+	if err := apparmor.LoadDefaultProfile(name); err != nil {
+		return fmt.Errorf("load AppArmor profile %s: %w (%w)", name, err, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
