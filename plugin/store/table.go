@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
@@ -59,6 +60,13 @@ func (t *table[V, K]) create(ctx context.Context, v V) error {
 		return err
 	}
 	err := t.write(ctx, v, true)
+	if err != nil {
+		// A write that failed late may have happened. If it cannot be taken
+		// back either, the next start finds a record without effects.
+		if undo := t.erase(context.WithoutCancel(ctx), id); undo != nil {
+			err = errors.Join(err, undo)
+		}
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil {
