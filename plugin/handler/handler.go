@@ -140,15 +140,25 @@ func resolve(name string, c config.Handler, loaded specFiles) (Handler, error) {
 // Lookup returns what is kept with a pod of the named handler, "" being the
 // default one. A handler that is not configured is NotFound.
 func (hs *Handlers) Lookup(name string) (record.Handler, error) {
-	h, err := hs.get(name)
+	h, err := hs.find(name)
 	return h.Handler, err
+}
+
+// Get returns the handler of exactly this name with the features known so far,
+// and whether it is configured. It waits for nothing.
+func (hs *Handlers) Get(name string) (Handler, bool) {
+	h, ok := hs.byName[name]
+	if !ok {
+		return Handler{}, false
+	}
+	return hs.withFeatures(h), true
 }
 
 // Resolve returns the named handler with its features, "" being the default
 // one. The first call waits for the runtime to be probed; that it cannot be is
 // no error, see ProbeError. A handler that is not configured is NotFound.
 func (hs *Handlers) Resolve(ctx context.Context, name string) (Handler, error) {
-	h, err := hs.get(name)
+	h, err := hs.find(name)
 	if err != nil {
 		return Handler{}, err
 	}
@@ -210,7 +220,7 @@ func (hs *Handlers) CgroupDriver() cri.CgroupDriver {
 	return cri.CgroupDriver_CGROUPFS
 }
 
-func (hs *Handlers) get(name string) (Handler, error) {
+func (hs *Handlers) find(name string) (Handler, error) {
 	if name == "" {
 		name = hs.def
 	}

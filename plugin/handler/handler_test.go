@@ -135,6 +135,13 @@ func TestLookup(t *testing.T) {
 		t.Errorf("got  %+v, %v\nwant %+v", got, err, want)
 	}
 
+	if got, ok := hs.Get("kata"); !ok || !reflect.DeepEqual(got, want) {
+		t.Errorf("Get has %+v, %v", got, ok)
+	}
+	if got, ok := hs.Get(""); ok {
+		t.Errorf("Get has %+v for no name", got)
+	}
+
 	_, err = hs.Lookup("gvisor")
 	if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), `"gvisor" is not configured; configured: kata, runc`) {
 		t.Errorf("got %v", err)
