@@ -104,12 +104,12 @@ func (d *Daemon) CRI() (criapi.RuntimeService, criapi.ImageManagerService) {
 	d.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), opTimeout)
 	defer cancel()
-	rt, err := criclient.NewRemoteRuntimeService(ctx, d.Endpoint(), 2*time.Minute, nil, false)
+	rt, err := criclient.NewRemoteRuntimeServiceBuilder().WithEndpoint(d.Endpoint()).WithConnectionTimeout(callTimeout).Build(ctx)
 	if err != nil {
 		d.t.Fatalf("connect to CRI runtime service: %v", err)
 	}
 	d.t.Cleanup(func() { rt.Close(context.Background()) })
-	im, err := criclient.NewRemoteImageService(ctx, d.Endpoint(), 2*time.Minute, nil, false)
+	im, err := criclient.NewRemoteImageServiceBuilder().WithEndpoint(d.Endpoint()).WithConnectionTimeout(callTimeout).Build(ctx)
 	if err != nil {
 		d.t.Fatalf("connect to CRI image service: %v", err)
 	}
