@@ -1,0 +1,138 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/image-spec/identity"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Bounds of what is read into memory. The contents are written by whoever made
+// the image; real ones are a few kilobytes.
+const (
+	maxManifest = 4 << 20
+	maxConfig   = 8 << 20
+	// maxAnnotations bounds what of a manifest's annotations every list of
+	// images carries along.
+	maxAnnotations = 16 << 10
+)
+
+// boundedStore is a content store that refuses to open what is too large for
+// a manifest, an index or a configuration. A descriptor's size is a claim; a
+// digest can name a blob that is here already and is much larger.
+type boundedStore struct{ content.Store }
+
+// ReaderAt implements content.Provider.
+func (s boundedStore) ReaderAt(ctx context.Context, desc imagespec.Descriptor) (content.ReaderAt, error) {
+	ra, err := s.Store.ReaderAt(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	if size := ra.Size(); size > maxConfig {
+		return nil, errors.Join(
+			fmt.Errorf("read %s: %d bytes are more than a manifest or configuration has: %w", desc.Digest, size, errdefs.ErrFailedPrecondition),
+			ra.Close())
+	}
+	return ra, nil
+}
+
+// parsed is an image as its content describes it. Immutable.
+type parsed struct {
+	id          string
+	config      imagespec.Image
+	chainID     string
+	size        int64
+	annotations map[string]string
+}
+
+// reader reads images out of the content store.
+type reader struct {
+	content   content.Store
+	platforms []platforms.MatchComparer
+}
+
+// image reads the image that target is on a platform. NotFound means that it
+// is not, or not here.
+func (r reader) image(ctx context.Context, target imagespec.Descriptor, platform int) (*parsed, error) {
+	store := boundedStore{r.content}
+	manifest, err := images.Manifest(ctx, store, target, r.platforms[platform])
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	if !images.IsConfigType(manifest.Config.MediaType) {
+		return nil, fmt.Errorf("read manifest: configuration is %q, this is no image: %w", plain(manifest.Config.MediaType), errdefs.ErrNotFound)
+	}
+	raw, err := content.ReadBlob(ctx, store, manifest.Config)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	p := &parsed{id: manifest.Config.Digest.String(), size: target.Size + manifest.Config.Size, annotations: bounded(manifest.Annotations)}
+	if err := json.Unmarshal(raw, &p.config); err != nil {
+		return nil, fmt.Errorf("read configuration: %w: %w", err, errdefs.ErrFailedPrecondition)
+	}
+	for _, d := range p.config.RootFS.DiffIDs {
+		if err := d.Validate(); err != nil {
+			return nil, fmt.Errorf("read configuration: layer %q: %w: %w", plain(d.String()), err, errdefs.ErrFailedPrecondition)
+		}
+	}
+	p.chainID = identity.ChainID(p.config.RootFS.DiffIDs).String()
+	for _, l := range manifest.Layers {
+		p.size += l.Size
+	}
+	return p, nil
+}
+
+// all reads the image of every platform; nil where there is none.
+func (r reader) all(ctx context.Context, target imagespec.Descriptor) ([]*parsed, error) {
+	out := make([]*parsed, len(r.platforms))
+	var failed error
+	for i := range r.platforms {
+		p, err := r.image(ctx, target, i)
+		if err != nil && !errdefs.IsNotFound(err) {
+			failed = err
+			continue
+		}
+		out[i] = p
+	}
+	return out, failed
+}
+
+// bounded returns annotations, or none of them when they are too many to be
+// carried around.
+func bounded(annotations map[string]string) map[string]string {
+	n := 0
+	for k, v := range annotations {
+		n += len(k) + len(v)
+	}
+	if n > maxAnnotations {
+		return nil
+	}
+	return annotations
+}
+
+// splitUser takes USER of an image apart: digits are a user number, all else
+// is a name; the group plays no part. Digits that fit no number stay a name,
+// so that nobody takes them for "not root".
+func splitUser(user string) (uid *int64, name string) {
+	user, _, _ = strings.Cut(user, ":")
+	if user == "" {
+		return nil, ""
+	}
+	if strings.Trim(user, "0123456789") != "" {
+		return nil, user
+	}
+	n, err := strconv.ParseInt(user, 10, 64)
+	if err != nil {
+		return nil, user
+	}
+	return &n, ""
+}

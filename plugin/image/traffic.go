@@ -1,0 +1,160 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	// maxToken bounds what a token server may answer.
+	maxToken = 1 << 20
+	// firstPause is the pause after a first "too many requests" that names
+	// none itself; it doubles with each further one.
+	firstPause = 250 * time.Millisecond
+	// maxPause bounds the pause a registry may ask for. The client tries five
+	// times, and somebody waits.
+	maxPause = 10 * time.Second
+)
+
+// tokenKey marks the context of a request to a token server; its value is the
+// scheme of the registry that sent us there.
+type tokenKey struct{}
+
+// traffic is what one pull's HTTP clients have in common: pauses that busy
+// registries ask for and which hosts did not answer.
+type traffic struct {
+	mu      sync.Mutex
+	last    string           // the host that is tried whatever happened
+	dead    map[string]error // hosts that could not be connected to
+	pauses  map[string]time.Duration
+	clients []*http.Client
+}
+
+func newTraffic() *traffic {
+	return &traffic{dead: map[string]error{}, pauses: map[string]time.Duration{}}
+}
+
+func (t *traffic) setLast(host string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.last = host
+}
+
+// wrap makes client part of the traffic. It fits config.HostOptions.
+func (t *traffic) wrap(client *http.Client) error {
+	if _, ok := client.Transport.(*transport); !ok {
+		client.Transport = &transport{base: client.Transport, t: t}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.clients = append(t.clients, client)
+	return nil
+}
+
+// close drops idle connections.
+func (t *traffic) close() {
+	t.mu.Lock()
+	clients := t.clients
+	t.clients = nil
+	t.mu.Unlock()
+	for _, c := range clients {
+		c.CloseIdleConnections()
+	}
+}
+
+// failed returns why host need not be tried: it could not be connected to
+// before in this pull, and there is another to ask.
+func (t *traffic) failed(host string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if host == t.last {
+		return nil
+	}
+	return t.dead[host]
+}
+
+func (t *traffic) markDead(host string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dead[host] = err
+}
+
+// pause returns how long to wait before the next request to a host that said
+// it gets too many.
+func (t *traffic) pause(host, retryAfter string) time.Duration {
+	if s, err := strconv.Atoi(retryAfter); err == nil && s >= 0 {
+		return min(time.Duration(s)*time.Second, maxPause)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	d := max(firstPause, 2*t.pauses[host])
+	d = min(d, maxPause)
+	t.pauses[host] = d
+	return d
+}
+
+// transport is an HTTP transport with the manners of traffic.
+type transport struct {
+	base http.RoundTripper
+	t    *traffic
+}
+
+// CloseIdleConnections passes the call on.
+func (r *transport) CloseIdleConnections() {
+	if c, ok := r.base.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// RoundTrip implements http.RoundTripper.
+func (r *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	scheme, token := req.Context().Value(tokenKey{}).(string)
+	if token && scheme == "https" && req.URL.Scheme == "http" && (req.Header.Get("Authorization") != "" || req.Body != nil) {
+		return nil, fmt.Errorf("send credentials to token server %s: it is not encrypted and the registry is: %w", req.URL.Host, errdefs.ErrPermissionDenied)
+	}
+	if err := r.t.failed(req.URL.Host); err != nil {
+		return nil, err
+	}
+	resp, err := r.base.RoundTrip(req)
+	if err != nil {
+		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" && req.Context().Err() == nil {
+			r.t.markDead(req.URL.Host, err)
+		}
+		return nil, err
+	}
+	if token {
+		resp.Body = &limitedBody{Reader: io.LimitReader(resp.Body, maxToken), Closer: resp.Body}
+	}
+	if resp.StatusCode == http.StatusTooManyRequests {
+		if err := sleep(req.Context(), r.t.pause(req.URL.Host, resp.Header.Get("Retry-After"))); err != nil {
+			resp.Body.Close()
+			return nil, err
+		}
+	}
+	return resp, nil
+}
+
+type limitedBody struct {
+	io.Reader
+	io.Closer
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
