@@ -1,0 +1,373 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Hierarchies is the host's control groups: one tree on cgroup v2, one per
+// controller on v1, both on a hybrid host. A container's group has the same
+// path in each.
+type Hierarchies struct {
+	roots []string
+}
+
+// NewHierarchies finds the control groups that are mounted.
+func NewHierarchies() (*Hierarchies, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return nil, fmt.Errorf("find cgroup mounts: %w", err)
+	}
+	h := &Hierarchies{}
+	for _, m := range mounts {
+		h.roots = append(h.roots, m.Mountpoint)
+	}
+	if len(h.roots) == 0 {
+		return nil, fmt.Errorf("find cgroup mounts: none: %w", errdefs.ErrFailedPrecondition)
+	}
+	return h, nil
+}
+
+// Procs lists the processes in the control group and beneath it, sorted. A
+// group that does not exist has none.
+func (h *Hierarchies) Procs(path string) ([]int, error) {
+	dirs, err := h.dirs(path)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, dir := range dirs {
+		found, err := procsBeneath(dir)
+		if err != nil {
+			return nil, fmt.Errorf("list processes of cgroup %s: %w", path, err)
+		}
+		pids = append(pids, found...)
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), nil
+}
+
+// killPoll is the pause between looks at a group whose processes were killed.
+const killPoll = 10 * time.Millisecond
+
+// Kill ends every process in the control group and beneath it and returns when
+// none is left, with the number of those it found first. It refuses a group
+// that holds this process or process 1. When ctx ends first the error names
+// the processes that are left.
+func (h *Hierarchies) Kill(ctx context.Context, path string) (int, error) {
+	dirs, err := h.dirs(path)
+	if err != nil {
+		return 0, err
+	}
+	found := -1
+	for {
+		pids, err := h.Procs(path)
+		if err != nil {
+			return max(found, 0), err
+		}
+		if found < 0 {
+			found = len(pids)
+		}
+		if len(pids) == 0 {
+			return found, nil
+		}
+		if slices.Contains(pids, os.Getpid()) || slices.Contains(pids, 1) {
+			return 0, fmt.Errorf("kill cgroup %s: it is not a container's: %w", path, errdefs.ErrFailedPrecondition)
+		}
+		if err := h.killOnce(path, dirs, pids); err != nil {
+			return found, fmt.Errorf("kill cgroup %s: %w", path, err)
+		}
+		if err := sleep(ctx, killPoll); err != nil {
+			return found, fmt.Errorf("kill cgroup %s: processes %v do not end: %w", path, pids, err)
+		}
+	}
+}
+
+// killOnce sends one round of SIGKILL: to the whole group at once where the
+// kernel does that, and to each process, of which some may fork meanwhile. On
+// a hybrid host no single hierarchy need hold them all.
+func (h *Hierarchies) killOnce(path string, dirs []string, pids []int) error {
+	for _, dir := range dirs {
+		if err := put(filepath.Join(dir, "cgroup.kill"), "1"); err != nil {
+			return err
+		}
+	}
+	if err := h.killMembers(path, pids); err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := thaw(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// killMembers kills those of pids that still are members: a pid read from a
+// list may by now be somebody else's, so all are pinned and looked up again.
+func (h *Hierarchies) killMembers(path string, pids []int) error {
+	pinned := map[int]int{}
+	defer func() {
+		for _, fd := range pinned {
+			unix.Close(fd)
+		}
+	}()
+	for _, pid := range pids {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("open process %d: %w", pid, err)
+		}
+		pinned[pid] = fd
+	}
+	members, err := h.Procs(path)
+	if err != nil {
+		return err
+	}
+	for pid, fd := range pinned {
+		if !slices.Contains(members, pid) {
+			continue
+		}
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// thaw lets a group of the v1 freezer and those beneath it run: their processes
+// die only then. The groups of other hierarchies have no such file.
+func thaw(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed meanwhile
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		return put(filepath.Join(path, "freezer.state"), "THAWED")
+	})
+}
+
+// put writes a control file if the group has it.
+func put(file, value string) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(value)
+	if errors.Is(err, unix.ENODEV) {
+		return nil // the group was removed meanwhile
+	}
+	return err
+}
+
+// killMember kills pid if it still is a member: a pid read from a list may by
+// now be somebody else's, so it is pinned first and looked up again.
+func (h *Hierarchies) killMember(path string, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	members, err := h.Procs(path)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(members, pid) {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// Remove removes the control group and those beneath it in every hierarchy.
+// FailedPrecondition says that a process is left. It is idempotent.
+func (h *Hierarchies) Remove(path string) error {
+	pids, err := h.Procs(path)
+	if err != nil {
+		return err
+	}
+	if len(pids) > 0 {
+		return fmt.Errorf("remove cgroup %s: processes %v are left: %w", path, pids, errdefs.ErrFailedPrecondition)
+	}
+	dirs, err := h.dirs(path)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dir := range dirs {
+		errs = append(errs, removeTree(dir))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
+// dirs returns the group's directories that exist. It refuses a path that is
+// no group of its own.
+func (h *Hierarchies) dirs(path string) ([]string, error) {
+	rel, err := groupPath(path)
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, root := range h.roots {
+		dir := filepath.Join(root, rel)
+		if _, err := os.Lstat(dir); err == nil {
+			dirs = append(dirs, dir)
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("find cgroup %s: %w", path, err)
+		}
+	}
+	return dirs, nil
+}
+
+// groupPath returns the path within a hierarchy for an OCI cgroups path:
+// either that path, or "slice:prefix:name" of the systemd driver.
+func groupPath(path string) (string, error) {
+	bad := func(why string) (string, error) {
+		return "", fmt.Errorf("cgroups path %q %s: %w", path, why, errdefs.ErrInvalidArgument)
+	}
+	if strings.HasPrefix(path, "/") {
+		if filepath.Clean(path) == "/" {
+			return bad("is the root")
+		}
+		return filepath.Clean(path), nil
+	}
+	parts := strings.Split(path, ":")
+	if len(parts) != 3 || parts[2] == "" {
+		return bad("is neither absolute nor slice:prefix:name")
+	}
+	for _, p := range parts {
+		if strings.Contains(p, "/") || p == ".." {
+			return bad("has a part that is no unit name")
+		}
+	}
+	slice, ok := expandSlice(parts[0])
+	if !ok {
+		return bad("does not begin with a slice")
+	}
+	unit := parts[2]
+	if !strings.HasSuffix(unit, ".slice") {
+		unit += ".scope"
+		if parts[1] != "" {
+			unit = parts[1] + "-" + unit
+		}
+	}
+	return filepath.Join("/", slice, unit), nil
+}
+
+// expandSlice gives the directories of a slice: the dashes of a slice's name
+// are its ancestors.
+func expandSlice(slice string) (string, bool) {
+	switch slice {
+	case "":
+		return "system.slice", true // where runc puts it
+	case "-.slice":
+		return "", true
+	}
+	name, ok := strings.CutSuffix(slice, ".slice")
+	if !ok || name == "" {
+		return "", false
+	}
+	var path, sofar string
+	for i, part := range strings.Split(name, "-") {
+		if part == "" {
+			return "", false
+		}
+		if i > 0 {
+			sofar += "-"
+		}
+		sofar += part
+		path = filepath.Join(path, sofar+".slice")
+	}
+	return path, true
+}
+
+// procsBeneath reads cgroup.procs of dir and of every group beneath it.
+func procsBeneath(dir string) ([]int, error) {
+	var pids []int
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // removed meanwhile
+		}
+		if err != nil || !d.IsDir() {
+			return err
+		}
+		found, err := readProcs(filepath.Join(path, "cgroup.procs"))
+		pids = append(pids, found...)
+		return err
+	})
+	return pids, err
+}
+
+func readProcs(file string) ([]int, error) {
+	data, err := os.ReadFile(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV):
+		return nil, nil // the group was removed meanwhile
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return nil, nil // a threaded group: its processes are in its parent's list
+	case err != nil:
+		return nil, err
+	}
+	var pids []int
+	for _, field := range strings.Fields(string(data)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", file, err)
+		}
+		if pid != 0 { // 0: a process of a pid namespace that is not ours
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// removeTree removes dir and the groups beneath it, the deepest first.
+func removeTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"syscall"
+
+	crt "github.com/containerd/containerd/v2/core/runtime"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/gantry-cri/gantry/plugin/record"
+)
+
+// ExecRequest describes a further process of a container.
+type ExecRequest struct {
+	Process *specs.Process
+	IO      IO
+}
+
+// Exec is a further process of a container. Whoever made it calls Delete.
+type Exec struct {
+	rt   crt.ExecProcess
+	name string // for errors: task/exec
+}
+
+// Exec adds a process that the Exec's Start releases.
+func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec, error) {
+	name := t.ID() + "/" + execID
+	value, err := json.Marshal(req.Process)
+	if err != nil {
+		return nil, fmt.Errorf("exec %s: encode process: %w: %w", name, errdefs.ErrInvalidArgument, err)
+	}
+	opts := crt.ExecOpts{Spec: &anypb.Any{TypeUrl: mustTypeURL(req.Process), Value: value}, IO: crt.IO(req.IO)}
+	var rt crt.ExecProcess
+	err = bounded(ctx, "exec", name, execLimit, func(ctx context.Context) (err error) {
+		rt, err = t.rt.Exec(ctx, execID, opts)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Exec{rt: rt, name: name}, nil
+}
+
+// ID names the process within its container.
+func (e *Exec) ID() string { return e.rt.ID() }
+
+// Start releases the process.
+func (e *Exec) Start(ctx context.Context) error {
+	return bounded(ctx, "start exec", e.name, execLimit, e.rt.Start)
+}
+
+// Kill sends it a signal; NotFound means that it has ended.
+func (e *Exec) Kill(ctx context.Context, signal syscall.Signal) error {
+	return bounded(ctx, "kill exec", e.name, signalLimit, func(ctx context.Context) error {
+		return e.rt.Kill(ctx, uint32(signal), false)
+	})
+}
+
+// State asks the shim.
+func (e *Exec) State(ctx context.Context) (s State, err error) {
+	err = bounded(ctx, "get state of exec", e.name, queryLimit, func(ctx context.Context) error {
+		s, err = stateOf(ctx, e.rt)
+		return err
+	})
+	return s, err
+}
+
+// Resize sets the size of its terminal.
+func (e *Exec) Resize(ctx context.Context, width, height uint32) error {
+	return resize(ctx, e.rt, e.name, width, height)
+}
+
+// CloseIO closes its standard input.
+func (e *Exec) CloseIO(ctx context.Context) error {
+	return bounded(ctx, "close stdin of exec", e.name, queryLimit, e.rt.CloseIO)
+}
+
+// Wait blocks until the process has ended or ctx ends. An exec does not
+// outlive its shim's knowledge of it: any other error means that its exit
+// status is lost.
+func (e *Exec) Wait(ctx context.Context) (record.Exit, error) {
+	exit, err := e.rt.Wait(ctx)
+	if err == nil {
+		return record.Exit{Code: exit.Status, At: exit.Timestamp}, nil
+	}
+	if ctx.Err() != nil {
+		return record.Exit{}, fmt.Errorf("wait for exec %s: %w", e.name, context.Cause(ctx))
+	}
+	return record.Exit{}, fmt.Errorf("wait for exec %s: %w", e.name, err)
+}
+
+// Delete forgets the process, which must have ended. It is idempotent.
+func (e *Exec) Delete(ctx context.Context) error {
+	err := bounded(ctx, "delete exec", e.name, signalLimit, func(ctx context.Context) error {
+		_, err := e.rt.Delete(ctx)
+		return err
+	})
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,165 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+
+	"github.com/gantry-cri/gantry/plugin/record"
+)
+
+// stopLimit is how long a process may take to end after SIGKILL. Writing out
+// a core or leaving a slow disk call takes time; a process stuck in the kernel
+// never ends, and the caller hears of it.
+const stopLimit = 15 * time.Second
+
+// Delete takes a stopped task away and, with the last of its pod, the shim. It
+// is idempotent: a task that the runtime does not know has a zero exit. It
+// does not look at the control group; Release does.
+func (t *Tasks) Delete(ctx context.Context, id string) (record.Exit, error) {
+	var exit record.Exit
+	err := bounded(ctx, "delete task", id, deleteLimit, func(ctx context.Context) error {
+		got, err := t.rt.Delete(ctx, id)
+		if got != nil {
+			exit = record.Exit{Code: got.Status, At: got.Timestamp}
+		}
+		return err
+	})
+	// The runtime gives the task up when the connection is closed.
+	if !errdefs.IsNotFound(err) && !errors.Is(err, ttrpc.ErrClosed) {
+		return exit, err
+	}
+	// It is NotFound as well when there is no container record, with the shim
+	// in the best of health.
+	if still := t.absent(ctx, id); still != nil {
+		return exit, fmt.Errorf("delete task: %w", errors.Join(still, err))
+	}
+	return exit, nil
+}
+
+// Release takes a task down whatever its state: it kills every process, takes
+// the task away, sees to it that the control group of spec is empty, and
+// removes it. It is idempotent and succeeds when there was never a task. It
+// does not return success while a process is left.
+//
+// When the shim does not answer, the processes are killed all the same and the
+// error is the shim's; a later call finishes.
+func (t *Tasks) Release(ctx context.Context, id string, spec []byte) error {
+	path, err := ownCgroup(id, spec)
+	if err != nil {
+		return fmt.Errorf("release task %s: %w", id, err)
+	}
+	task, err := t.Get(ctx, id)
+	switch {
+	case err == nil:
+		err = t.end(ctx, task)
+		if err != nil && t.forgotten(ctx, task) {
+			err = nil
+		}
+	case errdefs.IsNotFound(err):
+		err = nil
+	}
+	if err != nil {
+		_, killed := t.kill(ctx, id, path)
+		return fmt.Errorf("release task: %w", errors.Join(err, killed))
+	}
+	if _, err := t.clear(ctx, id, spec); err != nil {
+		return fmt.Errorf("release task: %w", err)
+	}
+	return nil
+}
+
+// end kills and deletes a task that the runtime knows.
+func (t *Tasks) end(ctx context.Context, task *Task) error {
+	if err := task.Kill(ctx, syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	// A task that was never started does not report an end in every runtime;
+	// the delete says whether it can go.
+	if _, err := task.Wait(wait); err != nil && !IsShimDied(err) {
+		log.G(ctx).WithError(err).WithField("task", task.ID()).Warn("the end of a killed task was not seen")
+	}
+	_, err := t.Delete(ctx, task.ID())
+	return err
+}
+
+// forgotten reports whether the runtime gives the task up because its shim
+// died, and waits for the end of that. A task whose shim answers, or is silent,
+// is not forgotten.
+func (t *Tasks) forgotten(ctx context.Context, task *Task) bool {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	for {
+		if t.absent(ctx, task.ID()) == nil {
+			return true
+		}
+		if _, err := task.State(ctx); !errdefs.IsNotFound(err) {
+			return false
+		}
+		if sleep(ctx, settlePoll) != nil {
+			return false
+		}
+	}
+}
+
+// clear ends what is left in the control group of spec and removes it.
+func (t *Tasks) clear(ctx context.Context, id string, spec []byte) (int, error) {
+	path, err := ownCgroup(id, spec)
+	if err != nil || path == "" {
+		return 0, err
+	}
+	left, err := t.kill(ctx, id, path)
+	if err != nil {
+		return left, err
+	}
+	if err := t.cgs.Remove(path); err != nil {
+		return left, fmt.Errorf("remove cgroup of task %s: %w", id, err)
+	}
+	return left, nil
+}
+
+func (t *Tasks) kill(ctx context.Context, id, path string) (int, error) {
+	if path == "" {
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	left, err := t.cgs.Kill(ctx, path)
+	if err != nil {
+		return left, fmt.Errorf("kill what is left of task %s: %w", id, err)
+	}
+	return left, nil
+}
+
+// ownCgroup reads the control group of task id from its OCI specification, ""
+// for no specification and for one without a group. What lives in it will be
+// killed, so a group that is not named after the task is refused.
+func ownCgroup(id string, spec []byte) (string, error) {
+	if len(spec) == 0 {
+		return "", nil
+	}
+	var s struct {
+		Linux struct {
+			CgroupsPath string `json:"cgroupsPath"`
+		} `json:"linux"`
+	}
+	if err := json.Unmarshal(spec, &s); err != nil {
+		return "", fmt.Errorf("read specification: %w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	path := s.Linux.CgroupsPath
+	if path != "" && !strings.Contains(filepath.Base(path), id) {
+		return "", fmt.Errorf("cgroup %q is not named after it: %w", path, errdefs.ErrFailedPrecondition)
+	}
+	return path, nil
+}
