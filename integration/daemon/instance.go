@@ -46,6 +46,7 @@ type Instance struct {
 	conn   *grpc.ClientConn
 	client *client.Client
 	before host.State
+	settle time.Duration // settleTimeout, save in tests of the harness
 
 	mu  sync.Mutex
 	run *run // nil while it is down
@@ -100,6 +101,7 @@ func prepare(opts []Option) (*Instance, error) {
 		CgroupParent: s.cgroupParent(),
 		set:          set,
 		slot:         s,
+		settle:       settleTimeout,
 	}
 	if err := errors.Join(os.Chmod(dir, 0o711), s.write(dir), in.writeConfig(), in.connect()); err != nil {
 		return nil, errors.Join(err, in.Discard())
@@ -255,7 +257,7 @@ func (in *Instance) forget() {
 // CheckClean reports how the machine differs from what it was when the daemon
 // had just started. Pods must have been removed.
 func (in *Instance) CheckClean() error {
-	ctx, cancel := context.WithTimeout(context.Background(), settleTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), in.settle)
 	defer cancel()
 	return in.Scope().Settle(ctx, in.before)
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 func TestMain(m *testing.M) { Main(m, NoCRI()) }
@@ -35,6 +36,8 @@ func TestShared(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		in.settle = 300 * time.Millisecond
+		defer func() { in.settle = settleTimeout }()
 		leak := filepath.Join(in.State, testID)
 		if err := os.Mkdir(leak, 0o755); err != nil {
 			t.Fatal(err)
