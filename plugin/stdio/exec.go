@@ -1,0 +1,220 @@
+package stdio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/runtime"
+	"github.com/containerd/errdefs"
+
+	"github.com/gantry-cri/gantry/plugin/crilog"
+)
+
+// CaptureLimit is what CRI lets ExecSync return of one stream.
+const CaptureLimit = 16 << 20
+
+// execBuffer is what one step of an exec's output takes.
+const execBuffer = 32 << 10
+
+// ExecConfig says what streams an exec has.
+type ExecConfig struct {
+	// Dir is for this exec alone; it is made with mode 0700.
+	Dir      string
+	Terminal bool
+	// Streams are the ends of the client. Output for a nil one is thrown away;
+	// without Stdin the process has none.
+	Streams
+	// CloseStdin makes the shim close its end of stdin. It is called when Stdin
+	// ends and may be nil without one.
+	CloseStdin func(context.Context) error
+}
+
+// Exec is the streams of one exec.
+type Exec struct {
+	cfg    ExecConfig
+	fifos  []*crilog.Fifo
+	stdin  *stdin // nil without one
+	cancel context.CancelFunc
+
+	moved   atomic.Uint64 // bytes read from the process
+	drained chan struct{} // closed when every output has ended
+	copyErr [2]error      // once drained
+}
+
+// NewExec makes the FIFOs and begins to copy. When ctx ends it stops.
+func NewExec(ctx context.Context, cfg ExecConfig) (*Exec, error) {
+	if cfg.Stdin != nil && cfg.CloseStdin == nil {
+		return nil, fmt.Errorf("create exec stdio: stdin needs a way to be closed: %w", errdefs.ErrInvalidArgument)
+	}
+	if err := makeFifos(cfg.Dir, cfg.Stdin != nil, cfg.Terminal); err != nil {
+		return nil, fmt.Errorf("create exec stdio: %w", err)
+	}
+	e := &Exec{cfg: cfg, drained: make(chan struct{})}
+	var err error
+	if e.fifos, err = openOutputs(e.Paths()); err != nil {
+		return nil, fmt.Errorf("create exec stdio: %w", errors.Join(err, Remove(cfg.Dir)))
+	}
+	ctx, e.cancel = context.WithCancel(ctx)
+	context.AfterFunc(ctx, func() { closeFifos(e.fifos) })
+	var copies sync.WaitGroup
+	for i, f := range e.fifos {
+		to := [2]io.Writer{cfg.Stdout, cfg.Stderr}[i]
+		copies.Go(func() { e.copyErr[i] = e.copy(f, to) })
+	}
+	go func() {
+		copies.Wait()
+		close(e.drained)
+	}()
+	if cfg.Stdin != nil {
+		e.stdin = newStdin(e.Paths().Stdin, cfg.CloseStdin)
+		go e.feed(ctx)
+	}
+	return e, nil
+}
+
+// Paths are what the exec request gets.
+func (e *Exec) Paths() runtime.IO { return paths(e.cfg.Dir, e.cfg.Stdin != nil, e.cfg.Terminal) }
+
+// feed passes the input on, and its end with it.
+func (e *Exec) feed(ctx context.Context) {
+	err := e.stdin.feed(ctx, e.cfg.Stdin, false)
+	if err != nil && ctx.Err() != nil {
+		return // the exec was given up; its process gets a signal, not an end of input
+	}
+	select {
+	case <-e.stdin.closed: // the process is gone
+	default:
+		e.stdin.finish(ctx)
+	}
+}
+
+// copy moves output to the client. When the client fails the rest is read all
+// the same, so that the process does not block.
+func (e *Exec) copy(f *crilog.Fifo, to io.Writer) (failed error) {
+	b := make([]byte, execBuffer)
+	for {
+		n, err := f.Read(b)
+		e.moved.Add(uint64(n))
+		if n > 0 && to != nil && failed == nil {
+			if _, werr := to.Write(b[:n]); werr != nil {
+				failed = fmt.Errorf("write to client: %w", werr)
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return failed
+		}
+		if err != nil {
+			return errors.Join(failed, fmt.Errorf("read output: %w", err))
+		}
+	}
+}
+
+// Drain bounds the wait for output after the exit of a process whose streams
+// somebody else may hold open, such as a child in the background.
+type Drain struct {
+	// Quiet is how long nothing may come before the output counts as ended.
+	// Zero waits for the real end.
+	Quiet time.Duration
+	// Most is how long output is taken at all. Zero means no limit.
+	Most time.Duration
+}
+
+// Exited says that the process is gone; no input is taken any more.
+func (e *Exec) Exited() {
+	for _, f := range e.fifos {
+		f.Exited()
+	}
+	if e.stdin != nil {
+		e.stdin.shut()
+	}
+}
+
+// Wait is for after the exit of the process. It returns when the client has all
+// the output, or an error when it does not because the client failed or ctx
+// ended first.
+func (e *Exec) Wait(ctx context.Context, d Drain) error {
+	e.Exited()
+	quiet, most := newTimer(d.Quiet), newTimer(d.Most)
+	defer quiet.Stop()
+	defer most.Stop()
+	seen := e.moved.Load()
+	for {
+		select {
+		case <-e.drained:
+			return errors.Join(e.copyErr[:]...)
+		case <-quiet.C:
+			now := e.moved.Load()
+			if now == seen {
+				e.stop()
+			}
+			seen = now
+			quiet.Reset(d.Quiet)
+		case <-most.C:
+			e.stop()
+		case <-ctx.Done():
+			return fmt.Errorf("drain output: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// newTimer returns a timer that does not fire for zero.
+func newTimer(d time.Duration) *time.Timer {
+	if d <= 0 {
+		d = math.MaxInt64
+	}
+	return time.NewTimer(d)
+}
+
+func (e *Exec) stop() {
+	for _, f := range e.fifos {
+		f.Stop()
+	}
+}
+
+// Close ends everything and removes the FIFOs. It may be called again. A Read
+// or Write of the client that is under way is not waited for: closing the
+// client's connection ends it.
+func (e *Exec) Close() error {
+	e.cancel()
+	closeFifos(e.fifos)
+	if e.stdin != nil {
+		e.stdin.shut()
+	}
+	return Remove(e.cfg.Dir)
+}
+
+// Capture keeps the first bytes written to it and counts the rest. It never
+// fails and never blocks.
+type Capture struct {
+	limit int
+
+	mu      sync.Mutex
+	kept    []byte
+	dropped uint64
+}
+
+// NewCapture returns a Capture for at most limit bytes.
+func NewCapture(limit int) *Capture { return &Capture{limit: limit} }
+
+// Write implements io.Writer.
+func (c *Capture) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	keep := min(len(p), c.limit-len(c.kept))
+	c.kept = append(c.kept, p[:keep]...)
+	c.dropped += uint64(len(p) - keep)
+	return len(p), nil
+}
+
+// Result returns what was kept and how many bytes were not.
+func (c *Capture) Result() (kept []byte, dropped uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kept[:len(c.kept):len(c.kept)], c.dropped
+}

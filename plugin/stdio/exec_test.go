@@ -1,0 +1,186 @@
+package stdio
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+func TestExecSync(t *testing.T) {
+	baseline(t)
+	out, errs := NewCapture(1000), NewCapture(1000)
+	cfg := ExecConfig{Dir: filepath.Join(t.TempDir(), "exec"), Streams: Streams{Stdout: out, Stderr: errs}}
+	e, err := NewExec(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startShim(t, e.Paths())
+	s.say(strings.Repeat("o", 300_000)) // more than is kept, and than a FIFO holds
+	s.stderr.WriteString("problem")
+	s.exit()
+	if err := e.Wait(context.Background(), Drain{Quiet: time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	if kept, dropped := out.Result(); len(kept) != 1000 || dropped != 299_000 {
+		t.Errorf("kept %d, dropped %d", len(kept), dropped)
+	}
+	if kept, dropped := errs.Result(); string(kept) != "problem" || dropped != 0 {
+		t.Errorf("kept %q, dropped %d", kept, dropped)
+	}
+	for range 2 {
+		if err := e.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(cfg.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("directory is left: %v", err)
+	}
+}
+
+// TestExecDrain has somebody hold the streams after the exit.
+func TestExecDrain(t *testing.T) {
+	for name, tc := range map[string]struct {
+		chatty bool
+		drain  Drain
+	}{
+		"quiet child":          {drain: Drain{Quiet: 20 * time.Millisecond}},
+		"quiet child, limit":   {drain: Drain{Most: 20 * time.Millisecond}},
+		"chatty child, limit":  {chatty: true, drain: Drain{Quiet: time.Minute, Most: 50 * time.Millisecond}},
+		"chatty child, no end": {chatty: true, drain: Drain{Quiet: time.Minute, Most: time.Millisecond}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			baseline(t)
+			out := NewCapture(CaptureLimit)
+			e, err := NewExec(context.Background(), ExecConfig{Dir: filepath.Join(t.TempDir(), "exec"), Streams: Streams{Stdout: out}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := startShim(t, e.Paths())
+			s.say("done\n")
+			talk := make(chan struct{})
+			go func() {
+				defer close(talk)
+				for tc.chatty {
+					if _, err := s.stdout.WriteString("noise\n"); err != nil {
+						return
+					}
+				}
+			}()
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			defer cancel()
+			if err := e.Wait(ctx, tc.drain); err != nil {
+				t.Fatal(err)
+			}
+			if kept, _ := out.Result(); !bytes.HasPrefix(kept, []byte("done\n")) {
+				t.Fatalf("got %.20q", kept)
+			}
+			if err := e.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s.exit()
+			<-talk
+		})
+	}
+}
+
+func TestExecStdinHalfClose(t *testing.T) {
+	baseline(t)
+	started := make(chan *shim, 1)
+	var out output
+	e, err := NewExec(context.Background(), ExecConfig{
+		Dir:        filepath.Join(t.TempDir(), "exec"),
+		Streams:    Streams{Stdin: strings.NewReader("archive"), Stdout: &out},
+		CloseStdin: func(ctx context.Context) error { return (<-started).closeIO(ctx) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startShim(t, e.Paths())
+	started <- s
+	readAvailable(t, s.stdin, "archive")
+	expectEOF(t, s.stdin)
+	s.say("unpacked")
+	s.exit()
+	if err := e.Wait(context.Background(), Drain{}); err != nil {
+		t.Fatal(err)
+	}
+	if out.String() != "unpacked" {
+		t.Fatalf("got %q", out.String())
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestExecThatNeverStarts(t *testing.T) {
+	baseline(t)
+	dir := filepath.Join(t.TempDir(), "exec")
+	for range 300 {
+		in, inEnd := io.Pipe()
+		e, err := NewExec(context.Background(), ExecConfig{
+			Dir: dir, Terminal: true,
+			Streams:    Streams{Stdin: in, Stdout: io.Discard},
+			CloseStdin: func(context.Context) error { return errdefs.ErrNotFound },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Close(); err != nil {
+			t.Fatal(err)
+		}
+		inEnd.Close()
+	}
+}
+
+func TestExecEndsWithItsContext(t *testing.T) {
+	baseline(t)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	e, err := NewExec(ctx, ExecConfig{Dir: filepath.Join(t.TempDir(), "exec"), Streams: Streams{Stdout: io.Discard}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startShim(t, e.Paths())
+	cause := errors.New("client left")
+	cancel(cause)
+	if err := e.Wait(ctx, Drain{}); err == nil {
+		t.Fatal("no error")
+	}
+	s.exit()
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+type brokenWriter struct{}
+
+func (brokenWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// TestExecClientGone must not block the process.
+func TestExecClientGone(t *testing.T) {
+	e, err := NewExec(context.Background(), ExecConfig{Dir: filepath.Join(t.TempDir(), "exec"), Streams: Streams{Stdout: brokenWriter{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	s := startShim(t, e.Paths())
+	s.say(strings.Repeat("x", 1<<20))
+	s.exit()
+	if err := e.Wait(context.Background(), Drain{}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestExecNeedsAWayToCloseStdin(t *testing.T) {
+	_, err := NewExec(context.Background(), ExecConfig{Dir: t.TempDir(), Streams: Streams{Stdin: strings.NewReader("")}})
+	if !errdefs.IsInvalidArgument(err) {
+		t.Fatalf("got %v", err)
+	}
+}
