@@ -3,12 +3,16 @@ package image
 import (
 	"context"
 	"fmt"
+	"time"
 
 	eventtypes "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 )
+
+// resubscribePause keeps a subscription that breaks at once from spinning.
+const resubscribePause = time.Second
 
 // follow keeps the index up to date with what others do to the image store.
 // It subscribes before it loads, so that nothing falls between, and reports
@@ -30,7 +34,7 @@ func (s *Service) follow(ctx context.Context, loaded chan<- error) {
 			return
 		}
 		logFailure(ctx, "image events were interrupted", err)
-		if sleep(ctx, s.retry) != nil {
+		if sleep(ctx, resubscribePause) != nil {
 			return
 		}
 	}

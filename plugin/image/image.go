@@ -127,7 +127,6 @@ type Service struct {
 	index     *index
 	usage     *usage
 	collect   chan struct{}
-	retry     time.Duration
 }
 
 // New returns a service whose index reflects the image store. Leases that a
@@ -151,7 +150,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make image service: %w", err)
 	}
-	s := &Service{o: o, platforms: ps, node: nodeCredentials(ctx, o.Registry.Auths), collect: make(chan struct{}, 1), retry: time.Second}
+	s := &Service{o: o, platforms: ps, node: nodeCredentials(ctx, o.Registry.Auths), collect: make(chan struct{}, 1)}
 	s.pulls.Linger = linger
 	s.unpacks.Linger = linger
 	s.index = newIndex(reader{content: o.Content, platforms: ps.matchers}, o.Images, o.Policy.Pinned)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -178,6 +179,40 @@ func TestOthersChangesAreSeen(t *testing.T) {
 	if st := status(id); len(st.GetRepoTags()) != 0 || len(st.GetRepoDigests()) != 1 {
 		t.Errorf("without its tag: %v", st)
 	}
+}
+
+// breakingEvents breaks the first subscription when told to.
+type breakingEvents struct {
+	events.Subscriber
+	broken chan error
+	once   sync.Once
+}
+
+func (b *breakingEvents) Subscribe(ctx context.Context, filters ...string) (<-chan *events.Envelope, <-chan error) {
+	first := false
+	b.once.Do(func() { first = true })
+	if first {
+		return nil, b.broken
+	}
+	return b.Subscriber.Subscribe(ctx, filters...)
+}
+
+func TestBrokenEventsAreCaughtUpWith(t *testing.T) {
+	reg := registry.StartT(t, registry.Options{})
+	broken := make(chan error)
+	w := newWorld(t, func(o *Options) { o.Events = &breakingEvents{Subscriber: o.Events, broken: broken} })
+	ref, _ := push(t, reg, "app:v1", sample(t, "app", 1))
+	id := w.pull(ref)
+	must(t, w.images.Delete(w.ctx, ref)) // nobody hears of it
+	if st, _, _ := w.Status(w.ctx, ref, false); st.GetId() != id {
+		t.Fatalf("the test tests nothing: %v", st)
+	}
+	broken <- errors.New("stream broke")
+	eventually(t, "the lost event is made up for", func() bool {
+		st, _, err := w.Status(w.ctx, ref, false)
+		must(t, err)
+		return st == nil
+	})
 }
 
 func TestStartReadsTheStore(t *testing.T) {

@@ -401,7 +401,7 @@ func TestStalledAndTricklingPullsEnd(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			reg := registry.StartT(t, registry.Options{})
-			w := newWorld(t, func(o *Options) { o.Policy.ProgressTimeout = 200 * time.Millisecond })
+			w := newWorld(t, func(o *Options) { o.Policy.ProgressTimeout = time.Second })
 			ref, _ := push(t, reg, "app:v1", sample(t, "app", 1))
 			layers, err := sample(t, "app", 1).Layers()
 			must(t, err)
@@ -420,9 +420,9 @@ func TestStalledAndTricklingPullsEnd(t *testing.T) {
 
 func TestSlowUnpackIsNotAStall(t *testing.T) {
 	reg := registry.StartT(t, registry.Options{})
-	w := newWorld(t, func(o *Options) { o.Policy.ProgressTimeout = 50 * time.Millisecond })
-	w.applier.before = func(ctx context.Context) error { return sleep(ctx, 300*time.Millisecond) }
-	ref, _ := push(t, reg, "app:v1", sample(t, "app", 2))
+	w := newWorld(t, func(o *Options) { o.Policy.ProgressTimeout = time.Second })
+	w.applier.before = func(ctx context.Context) error { return sleep(ctx, 2500*time.Millisecond) }
+	ref, _ := push(t, reg, "app:v1", sample(t, "app", 1))
 	w.pull(ref)
 }
 

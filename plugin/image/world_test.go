@@ -125,7 +125,6 @@ func (w *world) start(change func(*Options)) {
 	}
 	s, err := New(w.ctx, o)
 	must(w.t, err)
-	s.retry = time.Millisecond
 	w.Service, w.group = s, group
 	w.t.Cleanup(func() {
 		s.pulls.Wait()
