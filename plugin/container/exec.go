@@ -43,19 +43,13 @@ func (s *Service) ExecSync(ctx context.Context, id string, command []string, tim
 	if err != nil {
 		return Captured{}, fmt.Errorf("open streams: %w", err)
 	}
-	defer func() {
-		if err := out.Close(); err != nil {
-			log.G(ctx).WithField("container", c.ID).WithError(err).Warn("close streams of an exec")
-		}
-	}()
-	exit, err := s.runExec(ctx, task, execID, process, out.Endpoints(), nil)
+	defer closeSession(ctx, out)
+	x := &execution{id: execID, process: process, started: make(chan struct{})}
+	exit, err := x.run(ctx, task, out, nil)
 	if err != nil {
 		return Captured{}, err
 	}
-	stdout, stderr, err := out.Finish(ctx)
-	if err != nil {
-		return Captured{}, fmt.Errorf("read output: %w", err)
-	}
+	stdout, stderr := out.Output()
 	return Captured{Stdout: stdout, Stderr: stderr, ExitCode: int32(exit.Code)}, nil
 }
 
@@ -67,22 +61,21 @@ func (s *Service) Exec(ctx context.Context, id string, command []string, conn Co
 	if err != nil {
 		return 0, err
 	}
-	execID := record.NewID()
 	operation.Stage(ctx, "open streams")
-	session, err := s.Streams.Session(ctx, c.ID, execID, conn)
+	x := &execution{id: record.NewID(), process: process, started: make(chan struct{})}
+	session, err := s.Streams.Session(ctx, c.ID, x.id, conn, x.closeStdin)
 	if err != nil {
 		return 0, fmt.Errorf("open streams: %w", err)
 	}
-	defer func() {
-		if err := session.Close(); err != nil {
-			log.G(ctx).WithField("container", c.ID).WithError(err).Warn("close streams of an exec")
-		}
-	}()
-	exit, err := s.runExec(ctx, task, execID, process, session.Endpoints(), func(ctx context.Context, e Exec, exited <-chan struct{}) error {
-		go resizes(ctx, resize, e)
-		return session.Run(ctx, exited, e.CloseIO)
-	})
+	defer closeSession(ctx, session)
+	exit, err := x.run(ctx, task, session, resize)
 	return int32(exit.Code), err
+}
+
+func closeSession(ctx context.Context, session Session) {
+	if err := session.Close(); err != nil {
+		log.G(ctx).WithError(err).Warn("close streams of an exec")
+	}
 }
 
 // prepareExec finds the task and describes the process.
@@ -125,62 +118,79 @@ func execProcess(c record.Container, command []string, tty bool) (*specs.Process
 	return p, nil
 }
 
-// runExec adds the process, serves it until it ended, and forgets it. On every
-// way out the process is dead and gone from the runtime.
-func (s *Service) runExec(ctx context.Context, task Task, execID string, p *specs.Process, io Endpoints,
-	serve func(ctx context.Context, e Exec, exited <-chan struct{}) error) (exit record.Exit, err error) {
+// execution is one further process on its way through its life.
+type execution struct {
+	id      string
+	process *specs.Process
+	exec    Exec          // set before started is closed
+	started chan struct{} // closed once the process runs
+}
+
+// closeStdin is called when the client's input ends, which may be before the
+// process runs.
+func (x *execution) closeStdin(ctx context.Context) error {
+	select {
+	case <-x.started:
+		return x.exec.CloseIO(ctx)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// run adds the process, waits for its end and for its output, and forgets it.
+// On every way out the process is dead and gone from the runtime.
+func (x *execution) run(ctx context.Context, task Task, session Session, resize <-chan [2]uint32) (exit record.Exit, err error) {
 	operation.Stage(ctx, "start the command")
-	e, err := task.Exec(ctx, execID, p, io)
-	if err != nil {
+	detached := context.WithoutCancel(ctx)
+	if x.exec, err = task.Exec(ctx, x.id, x.process, session.Endpoints()); err != nil {
 		return exit, err
 	}
 	defer func() {
-		if deleteErr := e.Delete(context.WithoutCancel(ctx)); deleteErr != nil && err == nil {
-			log.G(ctx).WithError(deleteErr).Warn("forget an exec")
+		if err := x.exec.Delete(detached); err != nil {
+			log.G(ctx).WithError(err).Warn("forget an exec")
 		}
 	}()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // ends what serves the process
-	waiting, stopWaiting := context.WithCancel(context.WithoutCancel(ctx))
+	waiting, stopWaiting := context.WithCancel(detached)
 	defer stopWaiting()
 	end := make(chan ending, 1)
 	go func() {
-		exit, err := e.Wait(waiting)
+		exit, err := x.exec.Wait(waiting)
 		end <- ending{exit, err}
 	}()
-	if err := e.Start(ctx); err != nil {
-		return exit, fmt.Errorf("start command: %w", err)
+	if err := x.exec.Start(ctx); err != nil {
+		// A start whose answer was lost may have happened.
+		x.kill(detached, end)
+		return exit, err
 	}
+	close(x.started)
 	operation.Stage(ctx, "wait for the command")
-	exited, served := make(chan struct{}), make(chan error, 1)
-	go func() {
-		if serve == nil {
-			served <- nil
-			return
-		}
-		served <- serve(ctx, e, exited)
-	}()
+	resizing, stopResizing := context.WithCancel(ctx)
+	defer stopResizing()
+	go resizes(resizing, resize, x.exec)
 	select {
 	case got := <-end:
-		close(exited)
 		if got.err != nil {
 			return exit, got.err
 		}
-		// The command's output may still be on its way; serve bounds it.
-		return got.exit, <-served
+		operation.Stage(ctx, "pass on the last output")
+		if err := session.Finish(ctx); err != nil {
+			log.G(ctx).WithError(err).Debug("output of an exec is not complete")
+		}
+		return got.exit, nil
 	case <-ctx.Done():
-		s.killExec(context.WithoutCancel(ctx), e, end)
-		close(exited)
+		x.kill(detached, end)
 		return exit, context.Cause(ctx)
 	}
 }
 
-// killExec ends a command whose client is gone or whose time is up.
-func (s *Service) killExec(ctx context.Context, e Exec, end <-chan ending) {
+// kill ends a command whose client is gone or whose time is up.
+func (x *execution) kill(ctx context.Context, end <-chan ending) {
 	ctx, cancel := context.WithTimeout(ctx, execKillLimit)
 	defer cancel()
-	if err := e.Kill(ctx, syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
-		log.G(ctx).WithError(err).Warn("kill a command")
+	if err := x.exec.Kill(ctx, syscall.SIGKILL, true); err != nil {
+		if !errdefs.IsNotFound(err) {
+			log.G(ctx).WithError(err).Warn("kill a command")
+		}
 		return
 	}
 	select {
@@ -190,6 +200,7 @@ func (s *Service) killExec(ctx context.Context, e Exec, end <-chan ending) {
 	}
 }
 
+// resizes passes sizes on until ctx ends or there are no more.
 func resizes(ctx context.Context, sizes <-chan [2]uint32, p Process) {
 	for {
 		select {
@@ -230,12 +241,7 @@ func (s *Service) Attach(ctx context.Context, id string, conn Connection, resize
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // ends resizes
 	go resizes(ctx, resize, task)
-	return stream.Attach(ctx, conn, func(ctx context.Context) error {
-		if !c.Config.GetStdinOnce() {
-			return nil // stays open for the next client
-		}
-		return task.CloseIO(ctx)
-	})
+	return stream.Attach(ctx, conn)
 }
 
 func (s *Service) stream(id string) (Stream, error) {
@@ -258,7 +264,7 @@ func (s *Service) ReopenLog(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := stream.Reopen(ctx); err != nil {
+	if err := stream.Reopen(ctx, c.LogPath); err != nil {
 		return fmt.Errorf("reopen log: %w", err)
 	}
 	return nil

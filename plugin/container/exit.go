@@ -80,7 +80,9 @@ func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit 
 	}
 	stream := s.streamOf(l)
 	if stream != nil {
-		stream.Drain(ctx)
+		if err := stream.Drain(ctx); err != nil {
+			log.G(ctx).WithField("container", c.ID).WithError(err).Warn("not all output of an exited container is logged")
+		}
 	}
 	_, err := s.Store.Move(ctx, c.ID, record.Exited, func(r *record.Container) {
 		if r.Phase == record.ContainerExited && !r.FinishedAt.IsZero() {
@@ -92,7 +94,7 @@ func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit 
 		return err
 	}
 	if stream != nil {
-		if err := stream.Close(); err != nil {
+		if err := stream.Close(ctx); err != nil {
 			log.G(ctx).WithField("container", c.ID).WithError(err).Warn("close streams")
 		}
 	}

@@ -156,7 +156,7 @@ func (s *Service) attachStream(ctx context.Context, c record.Container) *live {
 	if s.streamOf(l) != nil {
 		return l
 	}
-	stream, err := s.Streams.Reattach(ctx, c)
+	stream, err := s.Streams.Reattach(ctx, c, s.closeStdin(c.ID))
 	if err != nil {
 		log.G(ctx).WithField("container", c.ID).WithError(err).Error("go on with the container's log")
 		return l

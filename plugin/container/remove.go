@@ -34,7 +34,7 @@ func (s *Service) push(u *undo.Stack, resource string, c record.Container) {
 func (s *Service) removeStreams(ctx context.Context, id string) error {
 	if l, ok := s.lookup(id); ok {
 		if stream := s.streamOf(l); stream != nil {
-			if err := stream.Close(); err != nil {
+			if err := stream.Close(ctx); err != nil {
 				return err
 			}
 		}

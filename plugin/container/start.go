@@ -80,7 +80,7 @@ func (s *Service) release(ctx context.Context, u *undo.Stack, sb record.Sandbox,
 	l := s.enter(c.ID)
 	operation.Stage(ctx, "open streams")
 	s.push(u, releaseStreams, c)
-	stream, err := s.Streams.Open(ctx, c)
+	stream, err := s.Streams.Open(ctx, c, s.closeStdin(c.ID))
 	if err != nil {
 		return fmt.Errorf("open streams: %w", err)
 	}
@@ -113,4 +113,15 @@ func (s *Service) release(ctx context.Context, u *undo.Stack, sb record.Sandbox,
 	}
 	s.watch(c, l, exit)
 	return nil
+}
+
+// closeStdin closes the standard input of a container's first process.
+func (s *Service) closeStdin(id string) CloseStdin {
+	return func(ctx context.Context) error {
+		t, err := s.Tasks.Get(ctx, id)
+		if err != nil {
+			return err
+		}
+		return t.CloseIO(ctx)
+	}
 }

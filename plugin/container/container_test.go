@@ -1,0 +1,327 @@
+package container_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/containerd/errdefs"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/plugin/container"
+	"github.com/gantry-cri/gantry/plugin/record"
+)
+
+// life creates, starts and removes a container that runs until it is killed.
+func life(ctx context.Context, d *daemon) error {
+	id, err := d.Create(ctx, d.request("run"))
+	if err != nil {
+		return fmt.Errorf("create: %w", err)
+	}
+	if err := d.Start(ctx, id); err != nil {
+		return fmt.Errorf("start: %w", err)
+	}
+	if err := d.Remove(ctx, id); err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	return nil
+}
+
+// Every single effect of a container's life is struck in turn, as in package
+// sandbox. Whatever happens, a removal of what is listed leaves nothing.
+func TestLifeEveryFault(t *testing.T) {
+	var effects []string
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		d := w.start()
+		if err := life(context.Background(), d); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		d.clean()
+		effects = w.names
+	})
+	if len(effects) < 12 {
+		t.Fatalf("a life has effects %v", effects)
+	}
+	for n, name := range effects {
+		for _, fault := range []string{"fails", "happens and fails", "crash before", "crash after"} {
+			t.Run(fmt.Sprintf("%d %s %s", n, name, fault), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { strikeLife(t, n, fault) })
+			})
+		}
+	}
+}
+
+func strikeLife(t *testing.T, at int, fault string) {
+	w := newWorld(t)
+	d := w.start()
+	ctx := context.Background()
+	w.strike = func(n int, _ string) (before, after error) {
+		if n != at {
+			return nil, nil
+		}
+		switch fault {
+		case "fails":
+			return errStruck, nil
+		case "happens and fails":
+			return nil, errStruck
+		case "crash before":
+			w.crash()
+			return errDead, nil
+		}
+		w.crash()
+		return nil, errDead
+	}
+	short, cancel := context.WithTimeout(ctx, 10*time.Minute)
+	defer cancel()
+	err := life(short, d)
+	if strings.HasPrefix(fault, "crash") {
+		d.bg.Stop(ctx)
+		d = w.start()
+		<-d.Recover()
+	}
+	time.Sleep(time.Hour) // of the bubble: all that goes on in the background is done
+	_ = err               // a fault late in a removal may be repaired before it ends
+	for _, c := range d.store.Containers.List() {
+		if c.Phase == record.ContainerExited && c.FinishedAt.IsZero() {
+			t.Errorf("exited without a time: %+v", c)
+		}
+		if err := d.Remove(ctx, c.ID); err != nil {
+			t.Fatalf("remove: %v", err)
+		}
+	}
+	time.Sleep(time.Hour)
+	d.clean()
+}
+
+// Exit codes and reasons survive: seen at once, and by the next daemon for
+// containers that ended while there was none.
+func TestExits(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		code   uint32
+		oom    bool
+		reason string
+	}{
+		{"zero", 0, false, record.ReasonCompleted},
+		{"one", 1, false, record.ReasonError},
+		{"killed", 137, false, record.ReasonError},
+		{"out of memory", 137, true, record.ReasonOOMKilled},
+		{"survived a child's OOM", 0, true, record.ReasonCompleted},
+	} {
+		for _, down := range []bool{false, true} {
+			t.Run(fmt.Sprint(c.name, " down=", down), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t)
+					d := w.start()
+					ctx := context.Background()
+					id := mustStart(t, d)
+					w.set(w.oom, id, c.oom)
+					if down {
+						w.crash()
+						d.bg.Stop(ctx)
+					}
+					w.runtime.Exit(id, c.code)
+					if down {
+						d = w.start()
+						<-d.Recover()
+					}
+					synctest.Wait()
+					got, err := d.Get(id)
+					if err != nil || got.Phase != record.ContainerExited || got.ExitCode != int32(c.code) || got.Reason != c.reason || got.FinishedAt.IsZero() || got.StartedAt.IsZero() {
+						t.Errorf("got %s code %d %s, started %v finished %v, %v", got.Phase, got.ExitCode, got.Reason, got.StartedAt, got.FinishedAt, err)
+					}
+					if w.logged[id] == 0 {
+						t.Error("the output was not drained before the exit was told")
+					}
+					if len(w.runtime.Known()) != 0 {
+						t.Error("the task of an exited container is still there")
+					}
+				})
+			})
+		}
+	}
+}
+
+func mustStart(t *testing.T, d *daemon) string {
+	t.Helper()
+	id, err := d.Create(context.Background(), d.request("run"))
+	if err == nil {
+		err = d.Start(context.Background(), id)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// A shim that dies ends the container, with no process left; one that is silent
+// ends nothing: the container reads as unknown until the shim answers.
+func TestShimDeathAndSilence(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		d := w.start()
+		ctx := context.Background()
+		id := mustStart(t, d)
+		w.crash()
+		d.bg.Stop(ctx)
+		resume := w.runtime.Silence(w.pod.ID)
+		d = w.start()
+		d.Recover()
+		time.Sleep(time.Hour)
+		if c, err := d.Get(id); err != nil || c.Phase != record.ContainerRunning || !d.Silent(id) {
+			t.Errorf("a silent shim: %s silent=%v %v", c.Phase, d.Silent(id), err)
+		}
+		resume()
+		time.Sleep(time.Hour)
+		if c, err := d.Get(id); err != nil || c.Phase != record.ContainerRunning || d.Silent(id) {
+			t.Errorf("a shim that answers again: %s silent=%v %v", c.Phase, d.Silent(id), err)
+		}
+		w.runtime.KillShim(w.pod.ID, true)
+		time.Sleep(time.Hour)
+		c, err := d.Get(id)
+		if err != nil || c.Phase != record.ContainerExited || c.Reason != record.ReasonUnknown {
+			t.Errorf("a dead shim: %s %s %v", c.Phase, c.Reason, err)
+		}
+		if alive := w.runtime.Alive(); len(alive) > 0 {
+			t.Errorf("processes are left: %v", alive)
+		}
+	})
+}
+
+func TestStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		d := w.start()
+		ctx := context.Background()
+		id := mustStart(t, d)
+		for range 2 {
+			if err := d.Stop(ctx, id, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if c, err := d.Get(id); err != nil || c.ExitCode != 128+15 {
+			t.Errorf("stopped by SIGTERM: code %d %v", c.ExitCode, err)
+		}
+		if err := d.Stop(ctx, "unknown", 0); err != nil {
+			t.Errorf("stop of an unknown container: %v", err)
+		}
+		if err := d.Start(ctx, id); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("start of an exited container: %v", err)
+		}
+		if err := d.Remove(ctx, id); err != nil {
+			t.Error(err)
+		}
+		if err := d.Remove(ctx, id); err != nil {
+			t.Errorf("second remove: %v", err)
+		}
+		d.clean()
+	})
+}
+
+func TestCreateRefuses(t *testing.T) {
+	w := newWorld(t)
+	d := w.start()
+	ctx := context.Background()
+	absent := d.request()
+	absent.Config.Image.Image = "absent"
+	if _, err := d.Create(ctx, absent); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "resolve image") {
+		t.Errorf("absent image: %v", err)
+	}
+	if _, err := d.Create(ctx, container.Request{SandboxID: record.NewID(), Config: absent.Config}); !errdefs.IsNotFound(err) {
+		t.Errorf("absent sandbox: %v", err)
+	}
+	a, err := d.Create(ctx, d.request("run"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := d.Create(ctx, d.request("run")); err != nil || again != a {
+		t.Errorf("a client that did not hear: %s %v, want %s", again, err, a)
+	}
+	if _, err := d.Create(ctx, d.request("other")); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("same name, other configuration: %v", err)
+	}
+	if err := d.Remove(ctx, a); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.store.Sandboxes.Move(ctx, w.pod.ID, record.Stopped, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Create(ctx, d.request("run")); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("pod that is not ready: %v", err)
+	}
+	d.clean()
+}
+
+func TestUpdateIsAllOrNothing(t *testing.T) {
+	w := newWorld(t)
+	d := w.start()
+	ctx := context.Background()
+	id := mustStart(t, d)
+	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 100, CpuShares: 7}); err != nil {
+		t.Fatal(err)
+	}
+	if c, _ := d.Get(id); c.Resources.GetCpuQuota() != 100 || c.Resources.GetCpuShares() != 7 || !strings.Contains(string(c.Spec), `"quota":100`) {
+		t.Errorf("after an update: %v %s", c.Resources, c.Spec)
+	}
+	for _, failing := range []string{"set quota 200", "write record"} {
+		w.strike = func(_ int, name string) (before, after error) {
+			if name == failing {
+				return nil, errStruck
+			}
+			return nil, nil
+		}
+		if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 200}); !errors.Is(err, errStruck) {
+			t.Errorf("%s: %v", failing, err)
+		}
+		if c, _ := d.Get(id); c.Resources.GetCpuQuota() != 100 {
+			t.Errorf("%s: the record has quota %d", failing, c.Resources.GetCpuQuota())
+		}
+		w.mu.Lock()
+		last := w.names[len(w.names)-1]
+		w.mu.Unlock()
+		if last != "set quota 100" {
+			t.Errorf("%s: the last thing done was %q, not setting the old quota", failing, last)
+		}
+	}
+	w.strike = nil
+	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: -5}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("bad value: %v", err)
+	}
+	if err := d.Remove(ctx, id); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestExecSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		d := w.start()
+		ctx := context.Background()
+		id := mustStart(t, d)
+		got, err := d.ExecSync(ctx, id, []string{"exit", "42"}, time.Minute)
+		if err != nil || got.ExitCode != 42 || string(got.Stdout) != "out" {
+			t.Errorf("got %+v %v", got, err)
+		}
+		if _, err := d.ExecSync(ctx, id, []string{"run"}, time.Second); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "1s") {
+			t.Errorf("timeout: %v", err)
+		}
+		if alive := w.runtime.Alive(); len(alive) != 1 {
+			t.Errorf("alive after a timeout: %v, want the container alone", alive)
+		}
+		if _, err := d.ExecSync(ctx, id, nil, 0); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("no command: %v", err)
+		}
+		if err := d.Stop(ctx, id, 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ExecSync(ctx, id, []string{"x"}, 0); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("exited container: %v", err)
+		}
+	})
+}

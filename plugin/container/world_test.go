@@ -1,0 +1,376 @@
+package container_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/plugin/container"
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
+	"github.com/gantry-cri/gantry/plugin/operation"
+	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/runtime"
+	"github.com/gantry-cri/gantry/plugin/runtime/runtimetest"
+	"github.com/gantry-cri/gantry/plugin/store"
+	"github.com/gantry-cri/gantry/plugin/store/storetest"
+)
+
+func TestMain(m *testing.M) {
+	log.SetLevel("panic") // the faults are the tests' own
+	m.Run()
+}
+
+// world is a node in memory, as in package sandbox's tests. The tasks are those
+// of the fake runtime, which has its own contract suite.
+type world struct {
+	t       *testing.T
+	disk    *storetest.Memory
+	runtime *runtimetest.Fake
+	pod     record.Sandbox
+
+	mu     sync.Mutex
+	layers map[string]bool
+	fifos  map[string]bool
+	oom    map[string]bool
+	logged map[string]int // drains by container
+	names  []string
+	strike func(n int, name string) (before, after error)
+	life   int
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{t: t, disk: storetest.NewMemory(), runtime: runtimetest.New(), pod: storetest.Sandbox("p", 0),
+		layers: map[string]bool{}, fifos: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}}
+	w.pod.Phase, w.pod.Instance.Address = record.Ready, ""
+	if err := w.disk.Write(context.Background(), store.Change{PutSandbox: &w.pod, Create: true}); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+var (
+	errDead   = errors.New("the daemon is dead")
+	errStruck = errors.New("struck by the test")
+)
+
+func (w *world) effect(life int, name string, do func() error) error {
+	w.mu.Lock()
+	if life != w.life {
+		w.mu.Unlock()
+		return errDead
+	}
+	n := len(w.names)
+	w.names = append(w.names, name)
+	strike := w.strike
+	w.mu.Unlock()
+	var before, after error
+	if strike != nil {
+		before, after = strike(n, name)
+	}
+	if before != nil {
+		return before
+	}
+	if err := do(); err != nil {
+		return err
+	}
+	return after
+}
+
+func (w *world) crash() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.life++
+}
+
+func (w *world) left() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []string
+	for id := range w.layers {
+		out = append(out, "layer "+id)
+	}
+	for id := range w.fifos {
+		out = append(out, "streams "+id)
+	}
+	for _, id := range w.runtime.Alive() {
+		out = append(out, "process "+id)
+	}
+	for _, id := range w.runtime.Known() {
+		out = append(out, "task "+id)
+	}
+	sort.Strings(out)
+	return out
+}
+
+// daemon is one life of the service.
+type daemon struct {
+	*container.Service
+	w     *world
+	store *store.Store
+	bg    *lifecycle.Group
+	ops   *operation.Table
+	life  int
+}
+
+func (w *world) start() *daemon {
+	w.t.Helper()
+	d := &daemon{w: w, life: w.life, bg: lifecycle.New(context.Background()), ops: &operation.Table{}}
+	s, damaged, err := store.Open(context.Background(), disk{d})
+	if err != nil || len(damaged) > 0 {
+		w.t.Fatalf("open store: %v, damaged %v", err, damaged)
+	}
+	d.store = s
+	d.Service = container.New(container.Deps{
+		Store: s.Containers, Sandboxes: s.Sandboxes, Images: images{}, Snapshots: snapshots{d}, Specs: generator{d},
+		Tasks: tasks{d, runtime.New(w.runtime, w.runtime)}, Streams: streams{d}, Cgroups: cgroups{d}, Ops: d.ops, Background: d.bg,
+	})
+	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
+	return d
+}
+
+type disk struct{ d *daemon }
+
+func (x disk) Load(ctx context.Context) (store.Contents, error) { return x.d.w.disk.Load(ctx) }
+
+func (x disk) Write(ctx context.Context, c store.Change) error {
+	return x.d.w.effect(x.d.life, "write record", func() error { return x.d.w.disk.Write(ctx, c) })
+}
+
+type images struct{}
+
+func (images) Resolve(_ context.Context, ref string, _ record.Handler) (container.Image, error) {
+	if ref == "absent" {
+		return container.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
+	}
+	return container.Image{Image: record.Image{ID: "sha256:1", Name: ref}, Parent: "chain", Snapshotter: "overlayfs"}, nil
+}
+
+// snapshots: a layer is there or not.
+type snapshots struct{ d *daemon }
+
+func (x snapshots) Prepare(_ context.Context, _, key, _ string) ([]mount.Mount, error) {
+	return nil, x.d.w.effect(x.d.life, "prepare layer", func() error { x.d.w.set(x.d.w.layers, key, true); return nil })
+}
+
+func (x snapshots) Mounts(_ context.Context, _, key string) ([]mount.Mount, error) {
+	x.d.w.mu.Lock()
+	defer x.d.w.mu.Unlock()
+	if !x.d.w.layers[key] {
+		return nil, errdefs.ErrNotFound
+	}
+	return nil, nil
+}
+
+func (x snapshots) Remove(_ context.Context, _, key string) error {
+	return x.d.w.effect(x.d.life, "remove layer", func() error { x.d.w.set(x.d.w.layers, key, false); return nil })
+}
+
+func (w *world) set(m map[string]bool, id string, there bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if there {
+		m[id] = true
+	} else {
+		delete(m, id)
+	}
+}
+
+type generator struct{ d *daemon }
+
+func (x generator) Container(_ context.Context, req container.SpecRequest) (container.Spec, error) {
+	var b []byte
+	err := x.d.w.effect(x.d.life, "generate specification", func() (err error) {
+		b, err = json.Marshal(specs.Spec{
+			Process:     &specs.Process{Args: req.Container.Config.GetCommand()},
+			Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": req.Sandbox.ID},
+			Linux:       &specs.Linux{CgroupsPath: "/test/" + req.Container.ID, Resources: &specs.LinuxResources{}},
+		})
+		return err
+	})
+	return container.Spec{JSON: b, StopSignal: "SIGTERM"}, err
+}
+
+func (generator) Resources(s *specs.Spec, u *cri.LinuxContainerResources) (*specs.LinuxResources, error) {
+	if u.GetCpuQuota() < 0 {
+		return nil, fmt.Errorf("linux.cpu_quota: %w", errdefs.ErrInvalidArgument)
+	}
+	quota := u.GetCpuQuota()
+	return &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}}, nil
+}
+
+// tasks puts the fake runtime, through the real package runtime, behind the
+// service's interface.
+type tasks struct {
+	d *daemon
+	*runtime.Tasks
+}
+
+func (x tasks) Create(ctx context.Context, req container.TaskRequest) (container.Task, error) {
+	var t *runtime.Task
+	err := x.d.w.effect(x.d.life, "create task", func() (err error) {
+		t, err = x.Tasks.Create(ctx, runtime.CreateRequest{ID: req.Container.ID, Handler: req.Container.Handler, Spec: req.Container.Spec})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return task{x.d, t}, nil
+}
+
+func (x tasks) Get(ctx context.Context, id string) (container.Task, error) {
+	t, err := x.Tasks.Get(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return task{x.d, t}, nil
+}
+
+func (x tasks) Reap(ctx context.Context, c record.Container) (e record.Exit, err error) {
+	err = x.d.w.effect(x.d.life, "reap task", func() error { e, err = x.Tasks.Reap(ctx, c.ID, c.Spec); return err })
+	return e, err
+}
+
+func (x tasks) Release(ctx context.Context, c record.Container) error {
+	return x.d.w.effect(x.d.life, "release task", func() error { return x.Tasks.Release(ctx, c.ID, c.Spec) })
+}
+
+type task struct {
+	d *daemon
+	*runtime.Task
+}
+
+func (t task) Start(ctx context.Context) error {
+	return t.d.w.effect(t.d.life, "start task", func() error { return t.Task.Start(ctx) })
+}
+
+func (t task) Kill(ctx context.Context, sig syscall.Signal, all bool) error {
+	return t.d.w.effect(t.d.life, "kill task", func() error { return t.Task.Kill(ctx, sig, all) })
+}
+
+func (t task) State(ctx context.Context) (container.TaskState, error) {
+	s, err := t.Task.State(ctx)
+	return container.TaskState{Status: container.TaskStatus(s.Status), Pid: s.Pid, Exit: s.Exit}, err
+}
+
+func (t task) Update(ctx context.Context, r *specs.LinuxResources) error {
+	return t.d.w.effect(t.d.life, fmt.Sprintf("set quota %d", quotaOf(r)), func() error { return t.Task.Update(ctx, r, nil) })
+}
+
+func quotaOf(r *specs.LinuxResources) int64 {
+	if r == nil || r.CPU == nil || r.CPU.Quota == nil {
+		return 0
+	}
+	return *r.CPU.Quota
+}
+
+func (t task) Exec(ctx context.Context, id string, p *specs.Process, _ container.Endpoints) (container.Exec, error) {
+	e, err := t.Task.Exec(ctx, id, runtime.ExecRequest{Process: p})
+	if err != nil {
+		return nil, err
+	}
+	return exec{e}, nil
+}
+
+type exec struct{ *runtime.Exec }
+
+func (e exec) Kill(ctx context.Context, sig syscall.Signal, _ bool) error {
+	return e.Exec.Kill(ctx, sig)
+}
+
+type cgroups struct{ d *daemon }
+
+func (x cgroups) OOMKilled(c record.Container) (bool, error) {
+	x.d.w.mu.Lock()
+	defer x.d.w.mu.Unlock()
+	return x.d.w.oom[c.ID], nil
+}
+
+// streams: there or not, and how often drained.
+type streams struct{ d *daemon }
+
+func (x streams) Open(_ context.Context, c record.Container, _ container.CloseStdin) (container.Stream, error) {
+	err := x.d.w.effect(x.d.life, "open streams", func() error { x.d.w.set(x.d.w.fifos, c.ID, true); return nil })
+	return stream{x.d, c.ID}, err
+}
+
+func (x streams) Reattach(_ context.Context, c record.Container, _ container.CloseStdin) (container.Stream, error) {
+	x.d.w.mu.Lock()
+	defer x.d.w.mu.Unlock()
+	if !x.d.w.fifos[c.ID] {
+		return nil, errdefs.ErrNotFound
+	}
+	return stream{x.d, c.ID}, nil
+}
+
+func (x streams) Remove(_ context.Context, id string) error {
+	return x.d.w.effect(x.d.life, "remove streams", func() error { x.d.w.set(x.d.w.fifos, id, false); return nil })
+}
+
+func (x streams) Session(context.Context, string, string, container.Connection, container.CloseStdin) (container.Session, error) {
+	return silence{}, nil
+}
+
+func (x streams) Capture(context.Context, string, string) (container.Capture, error) {
+	return silence{}, nil
+}
+
+type silence struct{}
+
+func (silence) Endpoints() container.Endpoints { return container.Endpoints{} }
+func (silence) Finish(context.Context) error   { return nil }
+func (silence) Close() error                   { return nil }
+func (silence) Output() (stdout, stderr []byte) {
+	return []byte("out"), nil
+}
+
+type stream struct {
+	d  *daemon
+	id string
+}
+
+func (s stream) Endpoints() container.Endpoints                     { return container.Endpoints{} }
+func (s stream) Reopen(context.Context, string) error               { return nil }
+func (s stream) Attach(context.Context, container.Connection) error { return nil }
+func (s stream) Drain(context.Context) error {
+	s.d.w.mu.Lock()
+	defer s.d.w.mu.Unlock()
+	s.d.w.logged[s.id]++
+	return nil
+}
+
+func (s stream) Close(context.Context) error {
+	s.d.w.set(s.d.w.fifos, s.id, false)
+	return nil
+}
+
+func (d *daemon) request(command ...string) container.Request {
+	return container.Request{SandboxID: d.w.pod.ID, Config: &cri.ContainerConfig{
+		Metadata: &cri.ContainerMetadata{Name: "c"}, Image: &cri.ImageSpec{Image: "busybox"}, Command: command,
+	}}
+}
+
+func (d *daemon) clean() {
+	d.w.t.Helper()
+	if l := d.w.left(); len(l) > 0 {
+		d.w.t.Errorf("left on the node: %s", strings.Join(l, ", "))
+	}
+	if l := d.store.Containers.List(); len(l) > 0 {
+		d.w.t.Errorf("left in the records: %d, first %s", len(l), l[0].Phase)
+	}
+	all, err := d.w.disk.Load(context.Background())
+	if err != nil || len(all.Containers) > 0 {
+		d.w.t.Errorf("left on disk: %d %v", len(all.Containers), err)
+	}
+}

@@ -1,0 +1,184 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/sandbox"
+)
+
+// RunPodSandbox implements the RPC.
+func (s *Server) RunPodSandbox(ctx context.Context, req *cri.RunPodSandboxRequest) (*cri.RunPodSandboxResponse, error) {
+	if err := s.Validate.Pod(req.GetConfig()); err != nil {
+		return nil, err
+	}
+	id, err := s.Sandboxes.Run(ctx, sandbox.Request{Config: req.GetConfig(), Handler: req.GetRuntimeHandler()})
+	if err != nil {
+		return nil, fmt.Errorf("run pod sandbox: %w", err)
+	}
+	return &cri.RunPodSandboxResponse{PodSandboxId: id}, nil
+}
+
+// StopPodSandbox implements the RPC.
+func (s *Server) StopPodSandbox(ctx context.Context, req *cri.StopPodSandboxRequest) (*cri.StopPodSandboxResponse, error) {
+	if err := required("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	if err := s.Sandboxes.Stop(ctx, req.GetPodSandboxId()); err != nil {
+		return nil, fmt.Errorf("stop pod sandbox: %w", err)
+	}
+	return &cri.StopPodSandboxResponse{}, nil
+}
+
+// RemovePodSandbox implements the RPC.
+func (s *Server) RemovePodSandbox(ctx context.Context, req *cri.RemovePodSandboxRequest) (*cri.RemovePodSandboxResponse, error) {
+	if err := required("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	if err := s.Sandboxes.Remove(ctx, req.GetPodSandboxId()); err != nil {
+		return nil, fmt.Errorf("remove pod sandbox: %w", err)
+	}
+	return &cri.RemovePodSandboxResponse{}, nil
+}
+
+// PodSandboxStatus implements the RPC.
+func (s *Server) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRequest) (*cri.PodSandboxStatusResponse, error) {
+	if err := required("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	sb, err := s.Sandboxes.Get(req.GetPodSandboxId())
+	if err != nil {
+		return nil, err
+	}
+	resp := &cri.PodSandboxStatusResponse{Status: sandboxStatus(sb), Timestamp: time.Now().UnixNano()}
+	for _, c := range s.Containers.List() {
+		if c.SandboxID == sb.ID {
+			resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(c))
+		}
+	}
+	if req.GetVerbose() {
+		resp.Info, err = verbose(map[string]any{"info": sandboxInfo(sb)})
+	}
+	return resp, err
+}
+
+// ListPodSandbox implements the RPC.
+func (s *Server) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
+	return &cri.ListPodSandboxResponse{Items: s.sandboxes(req.GetFilter())}, nil
+}
+
+// StreamPodSandboxes implements the RPC.
+func (s *Server) StreamPodSandboxes(req *cri.StreamPodSandboxesRequest, stream grpc.ServerStreamingServer[cri.StreamPodSandboxesResponse]) error {
+	return sendChunks(s.sandboxes(req.GetFilter()), func(part []*cri.PodSandbox) error {
+		return stream.Send(&cri.StreamPodSandboxesResponse{PodSandboxes: part})
+	})
+}
+
+func (s *Server) sandboxes(f *cri.PodSandboxFilter) []*cri.PodSandbox {
+	var out []*cri.PodSandbox
+	for _, sb := range s.Sandboxes.List() {
+		if sandboxMatches(sb, f) {
+			out = append(out, sandboxItem(sb))
+		}
+	}
+	return out
+}
+
+// sandboxMatches applies the filter; all that is set must fit.
+func sandboxMatches(sb record.Sandbox, f *cri.PodSandboxFilter) bool {
+	if !strings.HasPrefix(sb.ID, f.GetId()) {
+		return false
+	}
+	if f.GetState() != nil && f.GetState().GetState() != sandboxState(sb) {
+		return false
+	}
+	return selects(f.GetLabelSelector(), sb.Config.GetLabels())
+}
+
+// UpdatePodSandboxResources implements the RPC.
+func (s *Server) UpdatePodSandboxResources(ctx context.Context, req *cri.UpdatePodSandboxResourcesRequest) (*cri.UpdatePodSandboxResourcesResponse, error) {
+	if err := required("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
+		return nil, err
+	}
+	if err := s.Sandboxes.UpdateResources(ctx, req.GetPodSandboxId(), req.GetOverhead(), req.GetResources()); err != nil {
+		return nil, fmt.Errorf("update pod sandbox resources: %w", err)
+	}
+	return &cri.UpdatePodSandboxResourcesResponse{}, nil
+}
+
+func sandboxState(sb record.Sandbox) cri.PodSandboxState {
+	if sb.Phase == record.Ready {
+		return cri.PodSandboxState_SANDBOX_READY
+	}
+	return cri.PodSandboxState_SANDBOX_NOTREADY
+}
+
+func sandboxItem(sb record.Sandbox) *cri.PodSandbox {
+	return &cri.PodSandbox{
+		Id: sb.ID, Metadata: sb.Config.GetMetadata(), State: sandboxState(sb), CreatedAt: sb.CreatedAt.UnixNano(),
+		Labels: sb.Config.GetLabels(), Annotations: sb.Config.GetAnnotations(), RuntimeHandler: sb.Handler.Name,
+	}
+}
+
+func sandboxStatus(sb record.Sandbox) *cri.PodSandboxStatus {
+	return &cri.PodSandboxStatus{
+		Id: sb.ID, Metadata: sb.Config.GetMetadata(), State: sandboxState(sb), CreatedAt: sb.CreatedAt.UnixNano(),
+		Network: networkStatus(sb), Labels: sb.Config.GetLabels(), Annotations: sb.Config.GetAnnotations(),
+		RuntimeHandler: sb.Handler.Name,
+		Linux: &cri.LinuxPodSandboxStatus{Namespaces: &cri.Namespace{
+			Options: sb.Config.GetLinux().GetSecurityContext().GetNamespaceOptions(),
+		}},
+	}
+}
+
+func networkStatus(sb record.Sandbox) *cri.PodSandboxNetworkStatus {
+	n := &cri.PodSandboxNetworkStatus{}
+	for i, ip := range sb.Network.IPs {
+		if i == 0 {
+			n.Ip = ip
+			continue
+		}
+		n.AdditionalIps = append(n.AdditionalIps, &cri.PodIP{Ip: ip})
+	}
+	return n
+}
+
+// sandboxInfo is the verbose part of a sandbox's status.
+func sandboxInfo(sb record.Sandbox) map[string]any {
+	info := map[string]any{
+		"pid":              sb.Instance.Pid,
+		"phase":            sb.Phase,
+		"reason":           sb.Reason,
+		"runtimeHandler":   sb.Handler.Name,
+		"runtimeType":      sb.Handler.Runtime,
+		"sandboxer":        sb.Handler.Sandboxer,
+		"snapshotter":      sb.Handler.Snapshotter,
+		"networkNamespace": sb.Network.NetNS,
+		"config":           sb.Config,
+		"overhead":         sb.Overhead,
+		"resources":        sb.Resources,
+	}
+	if json.Valid(sb.Network.Result) {
+		info["cniResult"] = json.RawMessage(sb.Network.Result)
+	}
+	if json.Valid(sb.Instance.Spec) {
+		info["runtimeSpec"] = json.RawMessage(sb.Instance.Spec)
+	}
+	return info
+}
+
+// notFoundIsNil makes an absent object no error, where the API asks so.
+func notFoundIsNil(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
