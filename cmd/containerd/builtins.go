@@ -52,4 +52,6 @@ import (
 	_ "github.com/containerd/containerd/v2/plugins/streaming"
 	_ "github.com/containerd/containerd/v2/plugins/transfer"
 	_ "github.com/containerd/zfs/v2/plugin"
+
+	_ "github.com/gantry-cri/gantry/plugin"
 )

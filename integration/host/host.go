@@ -68,7 +68,7 @@ func (s Scope) Read(ctx context.Context) (State, error) {
 }
 
 // Diff says in what after differs from before, a line for each object; it is
-// empty when nothing does.
+// empty when nothing does. That a process of before has ended is no difference.
 func Diff(before, after State) []string {
 	var lines []string
 	for _, o := range after {
@@ -77,6 +77,11 @@ func Diff(before, after State) []string {
 		}
 	}
 	for _, o := range before {
+		// Processes come and go by themselves: a program that is asked what it
+		// can do may have been running at the first look.
+		if strings.HasPrefix(o, "process ") {
+			continue
+		}
 		if _, is := slices.BinarySearch(after, o); !is {
 			lines = append(lines, "gone missing: "+o)
 		}

@@ -1,0 +1,97 @@
+package plugin
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/platforms"
+	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/handler"
+	"github.com/gantry-cri/gantry/plugin/image"
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
+
+	"github.com/containerd/containerd/v2/plugins"
+)
+
+func newImages(ctx context.Context, n node, handlers *handler.Handlers, cfg settings, g *lifecycle.Group) (*image.Service, error) {
+	var patterns []string
+	for _, p := range cfg.images.PinnedImages {
+		patterns = append(patterns, p)
+	}
+	pinned, err := image.MatchPinned(patterns)
+	if err != nil {
+		return nil, fmt.Errorf("%s.pinned_images: %w", config.ImagesPlugin, err)
+	}
+	return image.New(ctx, image.Options{
+		Images: n.client.ImageService(), Content: n.client.ContentStore(), Leases: n.client.LeasesService(),
+		Applier: diff.Applier(n.client.DiffService()), Events: n.client.EventService(),
+		Collect:      func(ctx context.Context) error { return collect(ctx, n.db) },
+		Snapshotters: snapshotters(n), Snapshotter: cfg.images.Snapshotter,
+		Handlers: imageHandlers(handlers, cfg.images), Registry: registryOf(cfg.images.Registry),
+		Policy: image.Policy{
+			MaxDownloads: cfg.images.MaxConcurrentDownloads, FetchBuffer: cfg.images.ConcurrentLayerFetchBuffer,
+			ProgressTimeout: cfg.images.PullProgressTimeout, SyncFS: cfg.images.PullWithSyncFS,
+			DiscardLayers: cfg.images.DiscardUnpackedLayers, NoAnnotations: cfg.images.DisableSnapshotAnnotations, Pinned: pinned,
+		},
+		StatsPeriod: cfg.images.StatsCollectPeriod, Group: g,
+	})
+}
+
+func collect(ctx context.Context, db *metadata.DB) error {
+	_, err := db.GarbageCollect(ctx)
+	return err
+}
+
+// snapshotters are all that containerd has, with what their plugins say of
+// themselves.
+func snapshotters(n node) map[string]image.Snapshotter {
+	out := map[string]image.Snapshotter{}
+	for _, name := range n.ic.Plugins().GetAll() {
+		if name.Registration.Type != plugins.SnapshotPlugin || name.Err() != nil {
+			continue
+		}
+		id := name.Registration.ID
+		if sn := n.db.Snapshotter(id); sn != nil {
+			out[id] = image.Snapshotter{Snapshotter: sn, Root: n.snapshotRoot(id), Capabilities: name.Meta.Capabilities}
+		}
+	}
+	return out
+}
+
+// imageHandlers are the handlers whose images are not like the default's.
+func imageHandlers(handlers *handler.Handlers, c config.Images) map[string]image.Handler {
+	out := map[string]image.Handler{}
+	for _, h := range handlers.List() {
+		p, own := c.RuntimePlatforms[h.Name]
+		ih := image.Handler{Snapshotter: h.Snapshotter}
+		if own {
+			if p.Snapshotter != "" {
+				ih.Snapshotter = p.Snapshotter
+			}
+			if p.Platform.OS != "" {
+				ih.Platform = platforms.Format(p.Platform)
+			}
+		}
+		if h.Name != "" && ih != (image.Handler{}) {
+			out[h.Name] = ih
+		}
+	}
+	return out
+}
+
+func registryOf(c config.Registry) image.Registry {
+	r := image.Registry{ConfigPath: c.ConfigPaths, Headers: c.Headers, Mirrors: map[string][]string{}, Auths: map[string]*criapi.AuthConfig{}}
+	for host, urls := range c.Mirrors {
+		for _, u := range urls {
+			r.Mirrors[host] = append(r.Mirrors[host], u.String())
+		}
+	}
+	for host, cred := range c.Credentials {
+		r.Auths[host] = &criapi.AuthConfig{Username: cred.Username, Password: cred.Password, IdentityToken: cred.IdentityToken}
+	}
+	return r
+}

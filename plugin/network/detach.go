@@ -1,0 +1,128 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/containerd/log"
+)
+
+// Detach gives back all that CreateNS and Attach made for the pod, complete or
+// not, and succeeds if there is nothing. It asks for what was saved before ADD
+// to be undone, whatever the configuration says now; when nothing was saved it
+// goes by the configuration. For a pod in the node's network it does nothing.
+//
+// When a DEL fails the namespace and what was saved stay, and Detach is to be
+// repeated. A caller that gives up loses nothing: to GC the pod is a leftover
+// and it goes on trying.
+func (n *Networks) Detach(ctx context.Context, a Attachment) error {
+	if hostNetwork(a.Pod) {
+		return nil
+	}
+	if err := n.detach(ctx, a); err != nil {
+		return fmt.Errorf("detach network: %w", err)
+	}
+	return nil
+}
+
+func (n *Networks) detach(ctx context.Context, a Attachment) error {
+	if err := checkID(a.ID); err != nil {
+		return err
+	}
+	ctx, cancel := within(ctx, n.conf.DelTimeout)
+	defer cancel()
+	leave, err := n.gate.enter(ctx, a.ID)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if n.done.has(a.ID) {
+		return nil
+	}
+	s, err := n.recall(a.ID)
+	if err != nil {
+		return err
+	}
+	if s != nil {
+		err = n.undo(ctx, s)
+	} else {
+		err = n.undoUnknown(ctx, a)
+	}
+	if err != nil {
+		return err
+	}
+	// The namespace goes before what was saved: an interruption in between
+	// repeats the DEL, which is allowed, and leaves no namespace unknown.
+	if err := removeNS(ctx, n.NSPath(a.ID)); err != nil {
+		return err
+	}
+	if err := n.saved.remove(a.ID); err != nil {
+		return err
+	}
+	n.done.add(a.ID)
+	return nil
+}
+
+// undo runs DEL for every network of the pod, the last first, also when one
+// fails: what can be given back is.
+func (n *Networks) undo(ctx context.Context, s *saved) error {
+	netns := s.NetNS
+	if !pinned(netns) {
+		// DEL without a namespace frees what is kept outside of it.
+		netns = ""
+	}
+	var errs []error
+	for _, net := range slices.Backward(s.Networks) {
+		if err := n.undoOne(ctx, s, net, netns); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Networks) undoOne(ctx context.Context, s *saved, a savedNetwork, netns string) error {
+	list, err := a.list()
+	if err != nil {
+		return err
+	}
+	return pluginCause(n.cni.DelNetworkList(ctx, list, s.runtimeConf(a, netns)))
+}
+
+// undoUnknown runs DEL for a pod of which nothing is known: most likely it was
+// never attached, but the cache may have been lost. Without a usable
+// configuration or plugin there is nothing that could be asked.
+func (n *Networks) undoUnknown(ctx context.Context, a Attachment) error {
+	s, err := n.plan(a, n.NSPath(a.ID))
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("sandbox", a.ID).Debug("no DEL for a sandbox that was never attached")
+		return nil
+	}
+	return n.undo(ctx, s)
+}
+
+// leftovers lists every pod of which something is kept here.
+func (n *Networks) leftovers() ([]string, error) {
+	ids, err := n.List()
+	if err != nil {
+		return nil, err
+	}
+	savedIDs, err := n.saved.ids()
+	if err != nil {
+		return nil, err
+	}
+	cached, err := n.cni.GetCachedAttachments("")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("list cached attachments: %w", err)
+	}
+	ids = append(ids, savedIDs...)
+	for _, c := range cached {
+		if checkID(c.ContainerID) == nil {
+			ids = append(ids, c.ContainerID)
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
+}

@@ -1,0 +1,133 @@
+// Package plugin registers gantry's plugins with containerd, under the IDs of
+// the CRI service that containerd is built with otherwise, and wires them. It
+// has no logic of its own: services.go builds what the plugins are made of,
+// adapt.go puts mechanisms behind the interfaces that the lifecycle packages
+// declare.
+//
+// The tables of the "images" and "runtime" plugins are parsed by their plugins,
+// so that an error names the table; everything is built by the "cri" plugin,
+// which containerd starts after them.
+package plugin
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/log"
+	"github.com/containerd/plugin"
+	"github.com/containerd/plugin/registry"
+	"google.golang.org/grpc"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/rpc"
+)
+
+// Namespace is the containerd namespace of everything Kubernetes.
+const Namespace = "k8s.io"
+
+func init() {
+	registry.Register(&plugin.Registration{
+		Type: plugins.CRIServicePlugin, ID: "images",
+		Config: config.DefaultImages(), ConfigMigration: config.Migrate,
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			cfg, warnings, err := config.ParseImages(*ic.Config.(*config.Raw))
+			if err != nil {
+				return nil, err
+			}
+			return parsed[config.Images]{cfg, warn(ic.Context, warnings)}, nil
+		},
+	})
+	registry.Register(&plugin.Registration{
+		Type: plugins.CRIServicePlugin, ID: "runtime",
+		Config: config.DefaultRuntime(), ConfigMigration: config.Migrate,
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			cfg, warnings, err := config.ParseRuntime(*ic.Config.(*config.Raw))
+			if err != nil {
+				return nil, err
+			}
+			return parsed[config.Runtime]{cfg, warn(ic.Context, warnings)}, nil
+		},
+	})
+	registry.Register(&plugin.Registration{
+		Type: plugins.GRPCPlugin, ID: "cri",
+		Config: config.DefaultServer(), ConfigMigration: config.Migrate,
+		Requires: []plugin.Type{
+			plugins.CRIServicePlugin, plugins.ContentPlugin, plugins.DiffPlugin, plugins.EventPlugin, plugins.GCPlugin,
+			plugins.LeasePlugin, plugins.MetadataPlugin, plugins.RuntimePluginV2, plugins.SandboxControllerPlugin,
+			plugins.SandboxStorePlugin, plugins.ServicePlugin, plugins.SnapshotPlugin,
+		},
+		InitFn: initServer,
+	})
+}
+
+// parsed is a table that was checked, with what its owner should know.
+type parsed[T any] struct {
+	cfg      T
+	warnings []config.Warning
+}
+
+// warn logs the warnings and returns them.
+func warn(ctx context.Context, warnings []config.Warning) []config.Warning {
+	for _, w := range warnings {
+		log.G(ctx).WithField("key", w.Key).Warn(w.Text)
+	}
+	return warnings
+}
+
+func table[T any](ic *plugin.InitContext, id string) (parsed[T], error) {
+	p, err := ic.GetByID(plugins.CRIServicePlugin, id)
+	if err != nil {
+		return parsed[T]{}, fmt.Errorf("get configuration of plugin %q: %w", id, err)
+	}
+	return p.(parsed[T]), nil
+}
+
+func initServer(ic *plugin.InitContext) (any, error) {
+	server, warnings, err := config.ParseServer(*ic.Config.(*config.Raw))
+	if err != nil {
+		return nil, err
+	}
+	warnings = warn(ic.Context, warnings)
+	images, err := table[config.Images](ic, "images")
+	if err != nil {
+		return nil, err
+	}
+	runtime, err := table[config.Runtime](ic, "runtime")
+	if err != nil {
+		return nil, err
+	}
+	s, err := newServices(ic, settings{
+		server: server, images: images.cfg, runtime: runtime.cfg,
+		warnings: append(append(images.warnings, runtime.warnings...), warnings...),
+	})
+	if err != nil {
+		return nil, err
+	}
+	ready := ic.RegisterReadiness()
+	s.start()
+	ready()
+	if server.DisableTCPService {
+		return &service{s}, nil
+	}
+	return &tcpService{service{s}}, nil
+}
+
+// service is the plugin's value: containerd registers it with its gRPC server
+// and closes it when it shuts down.
+type service struct{ *services }
+
+// Register puts the CRI on containerd's socket.
+func (s *service) Register(server *grpc.Server) error {
+	r := rpc.Registrar(server, s.rpc)
+	cri.RegisterRuntimeServiceServer(r, s.cri)
+	cri.RegisterImageServiceServer(r, s.cri)
+	return nil
+}
+
+// tcpService serves the CRI on containerd's TCP address too.
+type tcpService struct{ service }
+
+// RegisterTCP puts the CRI on containerd's TCP address.
+func (s *tcpService) RegisterTCP(server *grpc.Server) error { return s.Register(server) }

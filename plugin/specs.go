@@ -1,0 +1,191 @@
+package plugin
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/plugin/container"
+	"github.com/gantry-cri/gantry/plugin/facts"
+	"github.com/gantry-cri/gantry/plugin/handler"
+	"github.com/gantry-cri/gantry/plugin/host"
+	"github.com/gantry-cri/gantry/plugin/podfiles"
+	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/rootfs"
+	"github.com/gantry-cri/gantry/plugin/spec"
+	"github.com/gantry-cri/gantry/plugin/store"
+)
+
+// generator gathers what a specification depends on and has package spec make
+// it. It is container.Specs, and the source of the pause process's
+// specification.
+type generator struct {
+	handlers   *handler.Handlers
+	containers *store.Containers
+	files      *podfiles.Files
+	host       facts.Host
+	policy     spec.Policy
+}
+
+// Container implements container.Specs.
+func (g *generator) Container(ctx context.Context, req container.SpecRequest) (container.Spec, error) {
+	cfg := req.Container.Config
+	in := spec.ContainerInput{
+		ID: req.Container.ID, SandboxID: req.Sandbox.ID, Pod: req.Sandbox.Config, Config: cfg,
+		ImageConfig: req.Image.Config, ImageName: req.Image.Name, Policy: g.policy, Host: g.host,
+	}
+	h, err := g.handler(ctx, req.Container.Handler)
+	if err != nil {
+		return container.Spec{}, err
+	}
+	in.Handler = h
+	if in.Files, err = g.podFiles(req.Sandbox); err != nil {
+		return container.Spec{}, err
+	}
+	if in.Namespaces, err = g.namespaces(req.Sandbox, cfg); err != nil {
+		return container.Spec{}, err
+	}
+	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts()); err != nil {
+		return container.Spec{}, err
+	}
+	if err := g.devices(&in); err != nil {
+		return container.Spec{}, err
+	}
+	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), g.policy); err != nil {
+		return container.Spec{}, err
+	}
+	if in.User, err = lookupUser(ctx, req.Rootfs, cfg, req.Image.Config.User); err != nil {
+		return container.Spec{}, err
+	}
+	return finish(in, cfg)
+}
+
+// finish makes the specification and what the record says of it.
+func finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (container.Spec, error) {
+	s, err := spec.Container(in)
+	if err != nil {
+		return container.Spec{}, err
+	}
+	signal, err := spec.StopSignal(cfg, in.ImageConfig)
+	if err != nil {
+		return container.Spec{}, err
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		return container.Spec{}, fmt.Errorf("encode specification: %w", err)
+	}
+	return container.Spec{JSON: b, User: userOf(s), Mounts: cfg.GetMounts(), StopSignal: signal.Name}, nil
+}
+
+func userOf(s *specs.Spec) *cri.ContainerUser {
+	u := &cri.LinuxContainerUser{Uid: int64(s.Process.User.UID), Gid: int64(s.Process.User.GID)}
+	for _, g := range s.Process.User.AdditionalGids {
+		u.SupplementalGroups = append(u.SupplementalGroups, int64(g))
+	}
+	return &cri.ContainerUser{Linux: u}
+}
+
+func lookupUser(ctx context.Context, layers []mount.Mount, cfg *cri.ContainerConfig, imageUser string) (u facts.User, err error) {
+	req := rootfs.RequestOf(cfg.GetLinux().GetSecurityContext(), imageUser)
+	err = withMounted(ctx, layers, func(dir string) error {
+		root, err := rootfs.Open(dir)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		u, err = rootfs.LookupUser(root, req)
+		return err
+	})
+	return u, err
+}
+
+// handler is the configured handler as package spec needs it.
+func (g *generator) handler(ctx context.Context, r record.Handler) (spec.Handler, error) {
+	h, err := g.handlers.Resolve(ctx, r.Name)
+	if err != nil {
+		return spec.Handler{}, err
+	}
+	return spec.Handler{
+		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
+		PrivilegedWithoutHostDevices:                  h.PrivilegedWithoutHostDevices,
+		PrivilegedWithoutHostDevicesAllDevicesAllowed: h.PrivilegedWithoutHostDevicesAllDevicesAllowed,
+		BaseSpec: h.BaseSpec, CgroupWritable: h.CgroupWritable, RecursiveReadOnly: h.Features.RecursiveReadOnlyMounts,
+		OCIVersion: h.Features.OCIVersionMax, SystemdCgroup: h.SystemdCgroup,
+	}, nil
+}
+
+func (g *generator) podFiles(sb record.Sandbox) (spec.Files, error) {
+	p := g.files.Paths(sb)
+	return spec.Files{Hosts: p.Hosts, Hostname: p.Hostname, ResolvConf: p.ResolvConf, Shm: p.Shm}, nil
+}
+
+// namespaces are the pod's as its process holds them, and the target's.
+func (g *generator) namespaces(sb record.Sandbox, cfg *cri.ContainerConfig) (spec.Namespaces, error) {
+	pid := sb.Instance.Pid
+	n := spec.Namespaces{
+		Net: sb.Network.NetNS,
+		UTS: spec.ProcNamespace(pid, "uts"), IPC: spec.ProcNamespace(pid, "ipc"), PID: spec.ProcNamespace(pid, "pid"),
+	}
+	opts := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	if opts.GetPid() != cri.NamespaceMode_TARGET {
+		return n, nil
+	}
+	target, err := g.containers.Resolve(opts.GetTargetId())
+	if err != nil {
+		return n, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %w", err)
+	}
+	if target.SandboxID != sb.ID || target.Phase != record.ContainerRunning {
+		return n, fmt.Errorf("config.linux.security_context.namespace_options.target_id: %s is no running container of this pod: %w",
+			target.ID, errdefs.ErrFailedPrecondition)
+	}
+	n.Target = spec.ProcNamespace(target.Pid, "pid")
+	return n, nil
+}
+
+func (g *generator) devices(in *spec.ContainerInput) (err error) {
+	if in.Devices, err = host.ResolveDevices(in.Config.GetDevices()); err != nil {
+		return err
+	}
+	if in.Config.GetLinux().GetSecurityContext().GetPrivileged() && !in.Handler.PrivilegedWithoutHostDevices {
+		in.HostDevices, err = host.HostDevices()
+	}
+	return err
+}
+
+// profileOf reads the seccomp profile that sc names, if it names a file.
+func profileOf(sc spec.SecurityContext, p spec.Policy) ([]byte, error) {
+	profile, err := spec.Seccomp(sc, p)
+	if err != nil || profile.Type != cri.SecurityProfile_Localhost {
+		return nil, err
+	}
+	return host.ReadProfile(profile.Ref)
+}
+
+// Resources implements container.Specs.
+func (g *generator) Resources(s *specs.Spec, update *cri.LinuxContainerResources) (*specs.LinuxResources, error) {
+	return spec.Resources(update, s.Linux.Resources, g.host.Cgroup, g.policy)
+}
+
+// Pause makes the specification of a sandbox's pause process.
+func (g *generator) Pause(sb record.Sandbox, netns string, args []string) (*specs.Spec, error) {
+	h, err := g.handler(context.Background(), sb.Handler)
+	if err != nil {
+		return nil, err
+	}
+	files, err := g.podFiles(sb)
+	if err != nil {
+		return nil, err
+	}
+	profile, err := profileOf(sb.Config.GetLinux().GetSecurityContext(), g.policy)
+	if err != nil {
+		return nil, err
+	}
+	return spec.Pause(spec.PauseInput{
+		ID: sb.ID, Config: sb.Config, Args: args, Handler: h, Policy: g.policy, Host: g.host, NetNS: netns, Files: files, SeccompProfile: profile,
+	})
+}

@@ -1,0 +1,153 @@
+package stream
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var errClientGone = errors.New("client closed the connection")
+
+// listener knows its connections, so that Close reaches those that a session
+// took over.
+type listener struct {
+	net.Listener
+
+	mu     sync.Mutex
+	conns  map[*conn]struct{}
+	closed bool
+}
+
+// Accept implements net.Listener.
+func (l *listener) Accept() (net.Conn, error) {
+	raw, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := &conn{Conn: raw, listener: l}
+	c.gone, c.leave = context.WithCancelCause(context.Background())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		c.leave(net.ErrClosed)
+		raw.Close()
+		return nil, net.ErrClosed
+	}
+	l.conns[c] = struct{}{}
+	return c, nil
+}
+
+func (l *listener) closeAll() {
+	l.mu.Lock()
+	l.closed = true
+	var conns []*conn
+	for c := range l.conns {
+		conns = append(conns, c)
+	}
+	l.mu.Unlock()
+	for _, c := range conns {
+		c.Close()
+	}
+}
+
+// conn is a connection with a context that ends with it. A session's protocol
+// reads all the time, so the end of the client comes up in a Read.
+type conn struct {
+	net.Conn
+	listener *listener
+	gone     context.Context
+	leave    context.CancelCauseFunc
+}
+
+// Read implements net.Conn.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	// A deadline is net/http taking back a Read, or a protocol's idle timeout,
+	// which closes the connection.
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.leave(fmt.Errorf("%w: %w", errClientGone, err))
+	}
+	return n, err
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	c.leave(net.ErrClosed)
+	c.listener.mu.Lock()
+	delete(c.listener.conns, c)
+	c.listener.mu.Unlock()
+	return c.Conn.Close()
+}
+
+type connKey struct{}
+
+// bind makes the context of each request on a connection end with it.
+func bind(ctx context.Context, nc net.Conn) context.Context {
+	if t, ok := nc.(*tls.Conn); ok {
+		nc = t.NetConn()
+	}
+	c := nc.(*conn)
+	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, connKey{}, c))
+	context.AfterFunc(c.gone, func() { cancel(context.Cause(c.gone)) })
+	return ctx
+}
+
+func connOf(ctx context.Context) *conn { return ctx.Value(connKey{}).(*conn) }
+
+// watch notices that the client is gone while its protocol reads nothing: it
+// does not when the session takes no input and the buffers are full.
+func (c *conn) watch(ctx context.Context, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if c.hungUp() {
+				cancel(errClientGone)
+				return
+			}
+		}
+	}
+}
+
+func (c *conn) hungUp() bool {
+	sc, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return true
+	}
+	p := []unix.PollFd{{Events: unix.POLLRDHUP}}
+	err = raw.Control(func(fd uintptr) {
+		p[0].Fd = int32(fd)
+		_, _ = unix.Poll(p, 0) // interrupted: the next time will do
+	})
+	return err != nil || p[0].Revents&(unix.POLLRDHUP|unix.POLLHUP|unix.POLLERR) != 0
+}
+
+// takenOver notes whether a handler took over the connection.
+type takenOver struct {
+	http.ResponseWriter
+	hijacked bool
+}
+
+// Hijack implements http.Hijacker.
+func (t *takenOver) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	c, b, err := http.NewResponseController(t.ResponseWriter).Hijack()
+	t.hijacked = t.hijacked || err == nil
+	return c, b, err
+}

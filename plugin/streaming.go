@@ -1,0 +1,107 @@
+package plugin
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+
+	"github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/container"
+	"github.com/gantry-cri/gantry/plugin/network"
+	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/sandbox"
+	"github.com/gantry-cri/gantry/plugin/stream"
+)
+
+func newStreaming(c config.Server, containers *container.Service, sandboxes *sandbox.Service) (*stream.Server, error) {
+	cfg := stream.Config{Address: c.StreamAddress, Port: strconv.Itoa(int(c.StreamPort)), IdleTimeout: c.StreamIdleTimeout}
+	if c.StreamTLS.Enabled {
+		cfg.TLS = &stream.TLS{CertFile: c.StreamTLS.CertFile, KeyFile: c.StreamTLS.KeyFile}
+	}
+	return stream.New(cfg, sessions{containers, sandboxes})
+}
+
+// sessions is stream.Runtime.
+type sessions struct {
+	containers *container.Service
+	sandboxes  *sandbox.Service
+}
+
+func connection(s stream.Session) container.Connection {
+	return container.Connection{Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, TTY: s.TTY}
+}
+
+// Exec implements stream.Runtime.
+func (x sessions) Exec(ctx context.Context, s stream.Session) error {
+	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, Namespace))
+	defer cancel()
+	code, err := x.containers.Exec(ctx, s.ContainerID, s.Cmd, connection(s), sizes(ctx, s.Resize))
+	if err != nil {
+		return err
+	}
+	return stream.ExitStatus(int(code))
+}
+
+// Attach implements stream.Runtime.
+func (x sessions) Attach(ctx context.Context, s stream.Session) error {
+	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, Namespace))
+	defer cancel()
+	return x.containers.Attach(ctx, s.ContainerID, connection(s), sizes(ctx, s.Resize))
+}
+
+// sizes translates terminal sizes until ctx ends.
+func sizes(ctx context.Context, in <-chan stream.Size) <-chan [2]uint32 {
+	if in == nil {
+		return nil
+	}
+	out := make(chan [2]uint32)
+	go func() {
+		defer close(out)
+		for {
+			select {
+			case size, ok := <-in:
+				if !ok {
+					return
+				}
+				select {
+				case out <- [2]uint32{uint32(size.Width), uint32(size.Height)}:
+				case <-ctx.Done():
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// PortForward implements stream.Runtime.
+func (x sessions) PortForward(ctx context.Context, sandboxID string, port int32, conn io.ReadWriteCloser) error {
+	sb, err := x.sandboxes.Get(sandboxID)
+	if err != nil {
+		return err
+	}
+	if sb.Phase != record.Ready {
+		return fmt.Errorf("sandbox %s is %s: %w", sb.ID, sb.Phase, errdefs.ErrFailedPrecondition)
+	}
+	dialer := &net.Dialer{}
+	dial := dialer.DialContext
+	if !sb.HostNetwork() {
+		// The socket is made in the pod's network; what it carries may be
+		// moved from anywhere.
+		dial = func(ctx context.Context, proto, addr string) (c net.Conn, err error) {
+			err = network.Do(sb.Network.NetNS, func() error {
+				c, err = dialer.DialContext(ctx, proto, addr)
+				return err
+			})
+			return c, err
+		}
+	}
+	return stream.Forward(ctx, dial, port, conn)
+}

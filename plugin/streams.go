@@ -1,0 +1,132 @@
+package plugin
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/container"
+	"github.com/gantry-cri/gantry/plugin/crilog"
+	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/stdio"
+)
+
+const (
+	// drainLimit is how long the log of an exited container waits for
+	// processes that still hold its output open.
+	drainLimit = 5 * time.Second
+	// quietLimit is how long nothing may come from a session whose command
+	// has ended before a process in the background is left to itself.
+	quietLimit = time.Second
+)
+
+// streams is container.Streams over package stdio. The directory of a
+// container's streams, and of its execs' below it, is named after its ID.
+type streams struct {
+	dir   string
+	log   crilog.Options
+	drain time.Duration // of ExecSync
+}
+
+func newStreams(stateDir string, c config.Runtime) streams {
+	line := c.MaxLogLine
+	if line == 0 {
+		line = -1 // no limit
+	}
+	return streams{dir: filepath.Join(stateDir, "io"), log: crilog.Options{MaxLine: line}, drain: c.DrainExecSyncIOTimeout}
+}
+
+func (s streams) config(c record.Container, closeStdin container.CloseStdin) stdio.Config {
+	return stdio.Config{
+		Dir: filepath.Join(s.dir, c.ID, "main"), Terminal: c.Config.GetTty(),
+		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(),
+		LogPath: c.LogPath, Log: s.log, CloseStdin: closeStdin,
+	}
+}
+
+func (s streams) Open(ctx context.Context, c record.Container, closeStdin container.CloseStdin) (container.Stream, error) {
+	if err := os.MkdirAll(filepath.Join(s.dir, c.ID), 0o700); err != nil {
+		return nil, err
+	}
+	io, err := stdio.New(ctx, s.config(c, closeStdin))
+	if err != nil {
+		return nil, err
+	}
+	return mainStream{io}, nil
+}
+
+func (s streams) Reattach(ctx context.Context, c record.Container, closeStdin container.CloseStdin) (container.Stream, error) {
+	io, err := stdio.Reattach(ctx, s.config(c, closeStdin))
+	if err != nil {
+		return nil, err
+	}
+	return mainStream{io}, nil
+}
+
+func (s streams) Remove(_ context.Context, id string) error {
+	return stdio.Remove(filepath.Join(s.dir, id))
+}
+
+// mainStream is container.Stream.
+type mainStream struct{ *stdio.IO }
+
+func (m mainStream) Endpoints() container.Endpoints { return container.Endpoints(m.Paths()) }
+
+func (m mainStream) Reopen(ctx context.Context, path string) error { return m.ReopenLog(ctx, path) }
+
+func (m mainStream) Attach(ctx context.Context, c container.Connection) error {
+	return m.IO.Attach(ctx, stdio.Streams{Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr})
+}
+
+func (m mainStream) Drain(ctx context.Context) error { return m.Wait(ctx, drainLimit) }
+
+func (s streams) execConfig(containerID, execID string) stdio.ExecConfig {
+	return stdio.ExecConfig{Dir: filepath.Join(s.dir, containerID, "exec-"+execID)}
+}
+
+func (s streams) Session(ctx context.Context, containerID, execID string, c container.Connection, closeStdin container.CloseStdin) (container.Session, error) {
+	cfg := s.execConfig(containerID, execID)
+	cfg.Terminal, cfg.CloseStdin = c.TTY, closeStdin
+	cfg.Streams = stdio.Streams{Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr}
+	e, err := stdio.NewExec(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return session{e, stdio.Drain{Quiet: quietLimit}}, nil
+}
+
+// session is container.Session.
+type session struct {
+	*stdio.Exec
+	drain stdio.Drain
+}
+
+func (s session) Endpoints() container.Endpoints { return container.Endpoints(s.Paths()) }
+
+func (s session) Finish(ctx context.Context) error { return s.Wait(ctx, s.drain) }
+
+func (s streams) Capture(ctx context.Context, containerID, execID string) (container.Capture, error) {
+	cfg := s.execConfig(containerID, execID)
+	out := capture{stdout: stdio.NewCapture(stdio.CaptureLimit), stderr: stdio.NewCapture(stdio.CaptureLimit)}
+	cfg.Stdout, cfg.Stderr = out.stdout, out.stderr
+	e, err := stdio.NewExec(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	out.session = session{e, stdio.Drain{Most: s.drain}}
+	return out, nil
+}
+
+// capture is container.Capture.
+type capture struct {
+	session
+	stdout, stderr *stdio.Capture
+}
+
+func (c capture) Output() (stdout, stderr []byte) {
+	stdout, _ = c.stdout.Result()
+	stderr, _ = c.stderr.Result()
+	return stdout, stderr
+}
