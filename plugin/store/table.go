@@ -29,7 +29,7 @@ type table[V any, K comparable] struct {
 
 // row is one record and the turn of its writers.
 type row[V any] struct {
-	turn    sync.Mutex // held by the one that writes this record
+	turnMu  sync.Mutex // held by the one that writes this record
 	v       V          // guarded by table.mu
 	present bool       // guarded by table.mu; false until first written and after the delete
 }
@@ -54,8 +54,8 @@ func (t *table[V, K]) adopt(v V) {
 func (t *table[V, K]) create(ctx context.Context, v V) error {
 	id, key := t.id(v), t.key(v)
 	r := &row[V]{}
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.turnMu.Lock()
+	defer r.turnMu.Unlock()
 	if err := t.reserve(id, key, r); err != nil {
 		return err
 	}
@@ -147,7 +147,7 @@ func (t *table[V, K]) update(ctx context.Context, id string, change func(V) (V, 
 	if err != nil {
 		return zero, err
 	}
-	defer r.turn.Unlock()
+	defer r.turnMu.Unlock()
 	v, err := change(old)
 	if err != nil {
 		return zero, err
@@ -170,7 +170,7 @@ func (t *table[V, K]) remove(ctx context.Context, id string) error {
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
-	defer r.turn.Unlock()
+	defer r.turnMu.Unlock()
 	if err := t.erase(ctx, id); err != nil {
 		return fmt.Errorf("forget %s: %w", t.kind, err)
 	}
@@ -195,11 +195,11 @@ func (t *table[V, K]) take(id string) (*row[V], V, error) {
 	if !ok {
 		return nil, zero, t.notFound(id)
 	}
-	r.turn.Lock()
+	r.turnMu.Lock()
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if !r.present {
-		r.turn.Unlock()
+		r.turnMu.Unlock()
 		return nil, zero, t.notFound(id)
 	}
 	return r, r.v, nil

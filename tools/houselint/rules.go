@@ -177,15 +177,34 @@ func isMutex(t ast.Expr) bool {
 	return ok && pkg.Name == "sync" && (sel.Sel.Name == "Mutex" || sel.Sel.Name == "RWMutex")
 }
 
+// noSleep lets two things pass in tests: the time of a testing/synctest bubble,
+// which is no time, and the pause of a loop that polls.
 func noSleep(f file, _ []file, r report) {
-	ast.Inspect(f.ast, func(n ast.Node) bool {
-		if sel, ok := n.(*ast.SelectorExpr); ok && sel.Sel.Name == "Sleep" {
-			if pkg, ok := sel.X.(*ast.Ident); ok && pkg.Name == "time" {
-				r(sel.Pos(), "time.Sleep")
-			}
+	for _, i := range f.ast.Imports {
+		if i.Path.Value == `"testing/synctest"` {
+			return
 		}
-		return true
-	})
+	}
+	var inLoop func(n ast.Node, loop bool)
+	inLoop = func(root ast.Node, loop bool) {
+		ast.Inspect(root, func(n ast.Node) bool {
+			if n == root {
+				return true
+			}
+			switch n.(type) {
+			case *ast.ForStmt, *ast.RangeStmt:
+				inLoop(n, true)
+				return false
+			}
+			if sel, ok := n.(*ast.SelectorExpr); ok && sel.Sel.Name == "Sleep" && !(loop && f.test) {
+				if pkg, ok := sel.X.(*ast.Ident); ok && pkg.Name == "time" {
+					r(sel.Pos(), "time.Sleep")
+				}
+			}
+			return true
+		})
+	}
+	inLoop(f.ast, false)
 }
 
 var stubFile = regexp.MustCompile(`_(other|others|unsupported|stub|windows|darwin|freebsd|nolinux)(_test)?\.go$`)
