@@ -125,19 +125,14 @@ func newCgroup(t *testing.T) *cgroup {
 
 func (c *cgroup) remove() {
 	for _, dir := range c.mounts() {
-		deadline := time.Now().Add(10 * time.Second)
-		for {
-			err := unix.Rmdir(dir + c.path)
-			if err == nil || err == unix.ENOENT {
-				break
-			}
-			// A killed process leaves its group a moment after its parent
-			// has heard of its end.
-			if time.Now().After(deadline) {
-				c.Errorf("remove %s: %v", dir+c.path, err)
-				break
-			}
-			time.Sleep(time.Millisecond)
+		// A killed process leaves its group a moment after its parent has
+		// heard of its end.
+		var err error
+		if !poll(func() bool {
+			err = unix.Rmdir(dir + c.path)
+			return err == nil || err == unix.ENOENT
+		}) {
+			c.Errorf("remove %s: %v", dir+c.path, err)
 		}
 		unix.Rmdir(dir + testDir) // the last test's
 	}
@@ -235,11 +230,20 @@ func (c *cgroup) done(p *process) {
 // eventually calls f until it says yes.
 func eventually(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !f(); time.Sleep(10 * time.Millisecond) {
+	if !poll(f) {
+		t.Fatalf("it never came about that %s", what)
+	}
+}
+
+func poll(f func() bool) bool {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(30 * time.Second); !f(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("it never came about that %s", what)
+			return false
 		}
 	}
+	return true
 }
 
 // thisHost finds the hierarchies where every distribution mounts them.
