@@ -102,7 +102,8 @@ func (b books) readMemoryV1(r *reader, dir string, out *reading) {
 }
 
 // oomKills is how many processes of the group the kernel killed for want of
-// memory, whoever's limit it was.
+// memory, whoever's limit it was. Version 2 counts what was killed in groups
+// beneath it too, version 1 does not.
 func (b books) oomKills(group string) (uint64, error) {
 	dir, file := below(b.memory, group), "memory.oom_control"
 	if b.v2 {
