@@ -3,6 +3,7 @@ package plugin
 import (
 	"context"
 	"fmt"
+	goruntime "runtime"
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/metadata"
@@ -34,6 +35,8 @@ func newImages(ctx context.Context, n node, handlers *handler.Handlers, cfg sett
 		Handlers: imageHandlers(handlers, cfg.images), Registry: registryOf(cfg.images.Registry),
 		Policy: image.Policy{
 			MaxDownloads: cfg.images.MaxConcurrentDownloads, FetchBuffer: cfg.images.ConcurrentLayerFetchBuffer,
+			// Unpacking is work for the processor and the disk in turn.
+			MaxUnpacks:      1 + goruntime.NumCPU(),
 			ProgressTimeout: cfg.images.PullProgressTimeout, SyncFS: cfg.images.PullWithSyncFS,
 			DiscardLayers: cfg.images.DiscardUnpackedLayers, NoAnnotations: cfg.images.DisableSnapshotAnnotations, Pinned: pinned,
 		},

@@ -10,10 +10,10 @@
 package plugin
 
 import (
-	"context"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/containerd/v2/plugins/services/warning"
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
@@ -28,26 +28,27 @@ import (
 const Namespace = "k8s.io"
 
 func init() {
+	requires := []plugin.Type{plugins.WarningPlugin}
 	registry.Register(&plugin.Registration{
 		Type: plugins.CRIServicePlugin, ID: "images",
-		Config: config.DefaultImages(), ConfigMigration: config.Migrate,
+		Config: config.DefaultImages(), ConfigMigration: config.Migrate, Requires: requires,
 		InitFn: func(ic *plugin.InitContext) (any, error) {
 			cfg, warnings, err := config.ParseImages(*ic.Config.(*config.Raw))
 			if err != nil {
 				return nil, err
 			}
-			return parsed[config.Images]{cfg, warn(ic.Context, warnings)}, nil
+			return parsed[config.Images]{cfg, warnings}, warn(ic, warnings)
 		},
 	})
 	registry.Register(&plugin.Registration{
 		Type: plugins.CRIServicePlugin, ID: "runtime",
-		Config: config.DefaultRuntime(), ConfigMigration: config.Migrate,
+		Config: config.DefaultRuntime(), ConfigMigration: config.Migrate, Requires: requires,
 		InitFn: func(ic *plugin.InitContext) (any, error) {
 			cfg, warnings, err := config.ParseRuntime(*ic.Config.(*config.Raw))
 			if err != nil {
 				return nil, err
 			}
-			return parsed[config.Runtime]{cfg, warn(ic.Context, warnings)}, nil
+			return parsed[config.Runtime]{cfg, warnings}, warn(ic, warnings)
 		},
 	})
 	registry.Register(&plugin.Registration{
@@ -56,7 +57,7 @@ func init() {
 		Requires: []plugin.Type{
 			plugins.CRIServicePlugin, plugins.ContentPlugin, plugins.DiffPlugin, plugins.EventPlugin, plugins.GCPlugin,
 			plugins.LeasePlugin, plugins.MetadataPlugin, plugins.RuntimePluginV2, plugins.SandboxControllerPlugin,
-			plugins.SandboxStorePlugin, plugins.ServicePlugin, plugins.SnapshotPlugin,
+			plugins.SandboxStorePlugin, plugins.ServicePlugin, plugins.SnapshotPlugin, plugins.WarningPlugin,
 		},
 		InitFn: initServer,
 	})
@@ -68,12 +69,21 @@ type parsed[T any] struct {
 	warnings []config.Warning
 }
 
-// warn logs the warnings and returns them.
-func warn(ctx context.Context, warnings []config.Warning) []config.Warning {
+// warn logs the warnings, and tells containerd of those that are its own
+// deprecations, for "ctr deprecations list".
+func warn(ic *plugin.InitContext, warnings []config.Warning) error {
 	for _, w := range warnings {
-		log.G(ctx).WithField("key", w.Key).Warn(w.Text)
+		log.G(ic.Context).WithField("key", w.Key).Warn(w.Text)
+		if w.Deprecation == "" {
+			continue
+		}
+		known, err := ic.GetSingle(plugins.WarningPlugin)
+		if err != nil {
+			return fmt.Errorf("get warning service: %w", err)
+		}
+		known.(warning.Service).Emit(ic.Context, w.Deprecation)
 	}
-	return warnings
+	return nil
 }
 
 func table[T any](ic *plugin.InitContext, id string) (parsed[T], error) {
@@ -89,7 +99,9 @@ func initServer(ic *plugin.InitContext) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	warnings = warn(ic.Context, warnings)
+	if err := warn(ic, warnings); err != nil {
+		return nil, err
+	}
 	images, err := table[config.Images](ic, "images")
 	if err != nil {
 		return nil, err

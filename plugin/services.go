@@ -20,6 +20,8 @@ import (
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
+	"github.com/prometheus/client_golang/prometheus"
+	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/config"
 	"github.com/gantry-cri/gantry/plugin/container"
@@ -162,7 +164,10 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		return sn, sn != nil
 	}, n.snapshotRoot)
 	measure := stats.New(n.facts, snaps, cfg.images.StatsCollectPeriod)
-	files, err := podfiles.New(filepath.Join(n.stateDir, "sandboxes"))
+	files, err := podfiles.New(filepath.Join(n.stateDir, "sandboxes"), podfiles.Text{
+		Hostname:   func(c *criapi.PodSandboxConfig) string { return spec.Hostname(c, n.facts) },
+		ResolvConf: spec.ResolvConf,
+	})
 	if err != nil {
 		return err
 	}
@@ -198,7 +203,16 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		Handlers: s.handlers, Validate: validate{}, Stats: measure, Version: semver(version.Version),
 		Warnings: shownWarnings(cfg), Info: func() map[string]any { return map[string]any{"config": cfg.runtime} },
 	})
-	s.rpc = rpc.Options{Namespace: Namespace, Ops: s.ops, Object: cri.Object}
+	if !cfg.runtime.DisableAppArmor {
+		if err := host.LoadAppArmor(n.facts, spec.AppArmorProfile); err != nil {
+			return err
+		}
+	}
+	metrics := rpc.NewMetrics(s.ops)
+	if err := prometheus.Register(metrics); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
+	s.rpc = rpc.Options{Namespace: Namespace, Ops: s.ops, Object: cri.Object, Observe: metrics.Observe}
 	return nil
 }
 

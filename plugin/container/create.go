@@ -129,7 +129,7 @@ func (s *Service) settle(ctx context.Context, u *undo.Stack, c record.Container,
 		return nil
 	}
 	ctx = context.WithoutCancel(ctx)
-	operation.Stage(ctx, "release after: "+failure.Error())
+	operation.Stage(ctx, "release after a failure")
 	left := u.Unwind(ctx)
 	if left == nil {
 		left = s.Store.Delete(ctx, c.ID)

@@ -63,7 +63,7 @@ func (s *Service) start(ctx context.Context, id string) error {
 	if err == nil {
 		return nil
 	}
-	operation.Stage(ctx, "release after: "+err.Error())
+	operation.Stage(ctx, "release after a failure")
 	if left := u.Unwind(ctx); left != nil {
 		// The record has what removing the container needs to finish.
 		log.G(ctx).WithField("container", id).WithError(left).Warn("a failed start left something; removing the container retries")

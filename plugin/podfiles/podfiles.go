@@ -11,7 +11,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -32,11 +31,18 @@ type Files struct {
 	root string
 	// Where the node's own files are.
 	hosts, resolvConf string
-	hostname          func() (string, error)
+	text              Text
+}
+
+// Text is what the files say; package spec has it.
+type Text struct {
+	Hostname func(*cri.PodSandboxConfig) string
+	// ResolvConf has own false for what is to be the node's file.
+	ResolvConf func(*cri.DNSConfig) (content []byte, own bool, err error)
 }
 
 // New returns the files below root, which is created.
-func New(root string) (*Files, error) {
+func New(root string, t Text) (*Files, error) {
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("create directory of pod files: %w", err)
 	}
@@ -44,7 +50,7 @@ func New(root string) (*Files, error) {
 	if err := os.Chmod(root, 0o711); err != nil {
 		return nil, fmt.Errorf("set mode of directory of pod files: %w", err)
 	}
-	return &Files{root: root, hosts: "/etc/hosts", resolvConf: "/etc/resolv.conf", hostname: os.Hostname}, nil
+	return &Files{root: root, hosts: "/etc/hosts", resolvConf: "/etc/resolv.conf", text: t}, nil
 }
 
 // Paths are the files of one pod.
@@ -72,19 +78,6 @@ func hostIPC(sb record.Sandbox) bool {
 	return sb.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetIpc() == cri.NamespaceMode_NODE
 }
 
-// Hostname is the name the pod's UTS namespace gets: the one asked for, else
-// the node's.
-func (f *Files) Hostname(sb record.Sandbox) (string, error) {
-	if h := sb.Config.GetHostname(); h != "" && !sb.HostNetwork() {
-		return h, nil
-	}
-	h, err := f.hostname()
-	if err != nil {
-		return "", fmt.Errorf("get the node's hostname: %w", err)
-	}
-	return h, nil
-}
-
 // Create makes the files; those that exist are made anew.
 func (f *Files) Create(_ context.Context, sb record.Sandbox) error {
 	resolv, err := f.resolv(sb.Config.GetDnsConfig())
@@ -95,10 +88,7 @@ func (f *Files) Create(_ context.Context, sb record.Sandbox) error {
 	if err != nil {
 		return err
 	}
-	hostname, err := f.Hostname(sb)
-	if err != nil {
-		return err
-	}
+	hostname := f.text.Hostname(sb.Config)
 	p := f.Paths(sb)
 	if err := os.MkdirAll(p.Dir, 0o711); err != nil {
 		return fmt.Errorf("create directory of pod files: %w", err)
@@ -157,33 +147,11 @@ func unmount(dir string) error {
 
 // resolv is the content of resolv.conf: what the pod asks for, else the node's.
 func (f *Files) resolv(dns *cri.DNSConfig) ([]byte, error) {
-	if dns == nil {
-		return readHostFile(f.resolvConf)
+	content, own, err := f.text.ResolvConf(dns)
+	if err != nil || own {
+		return content, err
 	}
-	return ResolvConf(dns)
-}
-
-// ResolvConf formats dns as resolv.conf(5) has it. Words that would end their
-// line or begin another are refused.
-func ResolvConf(dns *cri.DNSConfig) ([]byte, error) {
-	for field, words := range map[string][]string{"servers": dns.GetServers(), "searches": dns.GetSearches(), "options": dns.GetOptions()} {
-		for _, w := range words {
-			if w == "" || strings.ContainsFunc(w, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-				return nil, fmt.Errorf("dns_config.%s: %q is not one word: %w", field, w, errdefs.ErrInvalidArgument)
-			}
-		}
-	}
-	var b strings.Builder
-	if s := dns.GetSearches(); len(s) > 0 {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(s, " "))
-	}
-	for _, s := range dns.GetServers() {
-		fmt.Fprintf(&b, "nameserver %s\n", s)
-	}
-	if o := dns.GetOptions(); len(o) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(o, " "))
-	}
-	return []byte(b.String()), nil
+	return readHostFile(f.resolvConf)
 }
 
 // readHostFile reads a file of the node; one that does not exist is empty.

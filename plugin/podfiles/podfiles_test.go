@@ -1,4 +1,4 @@
-package podfiles
+package podfiles_test
 
 import (
 	"context"
@@ -7,46 +7,28 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/podfiles"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
 
-func TestResolvConf(t *testing.T) {
-	got, err := ResolvConf(&cri.DNSConfig{Servers: []string{"10.0.0.1", "fd00::1"}, Searches: []string{"a.b", "c"}, Options: []string{"ndots:5"}})
-	want := "search a.b c\nnameserver 10.0.0.1\nnameserver fd00::1\noptions ndots:5\n"
-	if err != nil || string(got) != want {
-		t.Errorf("got %q %v, want %q", got, err, want)
-	}
-	if got, err := ResolvConf(&cri.DNSConfig{}); err != nil || len(got) != 0 {
-		t.Errorf("empty: %q %v", got, err)
-	}
-	for _, bad := range []string{"", "a b", "1.1.1.1\nnameserver 6.6.6.6", "x\r", "x\x00", "\t"} {
-		for _, dns := range []*cri.DNSConfig{{Servers: []string{bad}}, {Searches: []string{bad}}, {Options: []string{bad}}} {
-			if _, err := ResolvConf(dns); !errdefs.IsInvalidArgument(err) {
-				t.Errorf("%q: %v, want InvalidArgument", bad, err)
-			}
+var text = podfiles.Text{
+	Hostname: func(c *cri.PodSandboxConfig) string { return c.GetHostname() },
+	ResolvConf: func(dns *cri.DNSConfig) ([]byte, bool, error) {
+		if len(dns.GetServers()) == 0 {
+			return nil, false, nil
 		}
-	}
-}
-
-func FuzzResolvConf(f *testing.F) {
-	f.Add("1.1.1.1", "a.b", "ndots:5")
-	f.Fuzz(func(t *testing.T, server, search, option string) {
-		got, err := ResolvConf(&cri.DNSConfig{Servers: []string{server}, Searches: []string{search}, Options: []string{option}})
-		if err == nil && strings.Count(string(got), "\n") != 3 {
-			t.Errorf("%q %q %q made %q", server, search, option, got)
-		}
-	})
+		return []byte("nameserver " + dns.GetServers()[0] + "\n"), true, nil
+	},
 }
 
 func TestCreateAndRemove(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounts need root")
 	}
-	f, err := New(filepath.Join(t.TempDir(), "sandboxes"))
+	f, err := podfiles.New(filepath.Join(t.TempDir(), "sandboxes"), text)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,8 +46,8 @@ func TestCreateAndRemove(t *testing.T) {
 		}
 	}
 	var fs unix.Statfs_t
-	if err := unix.Statfs(p.Shm, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC || uint64(fs.Bsize)*fs.Blocks != shmSize {
-		t.Errorf("shm: %+v %v, want a tmpfs of %d bytes", fs, err, shmSize)
+	if err := unix.Statfs(p.Shm, &fs); err != nil || fs.Type != unix.TMPFS_MAGIC || uint64(fs.Bsize)*fs.Blocks != 64<<20 {
+		t.Errorf("shm: %+v %v, want a tmpfs of 64 MiB", fs, err)
 	}
 	for range 2 {
 		if err := f.Remove(ctx, sb); err != nil {
@@ -82,18 +64,28 @@ func TestCreateAndRemove(t *testing.T) {
 }
 
 func TestHostNamespaces(t *testing.T) {
-	f, err := New(t.TempDir())
+	f, err := podfiles.New(t.TempDir(), text)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.hostname = func() (string, error) { return "node-1", nil }
 	node := &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{
-		NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Ipc: cri.NamespaceMode_NODE}}}
-	sb := record.Sandbox{ID: record.NewID(), Config: &cri.PodSandboxConfig{Hostname: "web", Linux: node}}
-	if h, err := f.Hostname(sb); err != nil || h != "node-1" {
-		t.Errorf("hostname of a pod on the node's network: %q %v, want the node's", h, err)
+		NamespaceOptions: &cri.NamespaceOption{Ipc: cri.NamespaceMode_NODE}}}
+	sb := record.Sandbox{ID: record.NewID(), Config: &cri.PodSandboxConfig{Linux: node}}
+	p := f.Paths(sb)
+	if p.Shm != "/dev/shm" {
+		t.Errorf("shm of a pod with the node's IPC: %s", p.Shm)
 	}
-	if got := f.Paths(sb).Shm; got != "/dev/shm" {
-		t.Errorf("shm of a pod with the node's IPC: %s", got)
+	if err := f.Create(context.Background(), sb); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(p.ResolvConf); err != nil || string(got) != string(want) {
+		t.Errorf("resolv.conf of a pod without one: %q %v, want the node's", got, err)
+	}
+	if err := f.Remove(context.Background(), sb); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -147,7 +147,7 @@ func (s *Service) settle(ctx context.Context, u *undo.Stack, sb record.Sandbox, 
 		return nil
 	}
 	ctx = context.WithoutCancel(ctx)
-	operation.Stage(ctx, "release after: "+failure.Error())
+	operation.Stage(ctx, "release after a failure")
 	left := u.Unwind(ctx)
 	if left == nil {
 		left = s.Store.Delete(ctx, sb.ID)
