@@ -19,7 +19,7 @@ func TestHungAdd(t *testing.T) {
 	h.write("10-test.conflist", h.bridgeConf())
 	h.stub.behave(t, "ADD", behaviour{Hang: true, Only: "hung"})
 	h.open()
-	failed := h.attachInBackground("hung")
+	failed := h.attachInBackground(t.Context(), "hung")
 	h.stub.hanging(t)
 	if len(h.stub.processes(t)) != 2 {
 		t.Errorf("processes %v, want the plugin and its child", h.stub.processes(t))
@@ -40,14 +40,14 @@ func TestHungAdd(t *testing.T) {
 	h.detach("hung")
 }
 
-func (h *host) attachInBackground(id string) <-chan error {
+func (h *host) attachInBackground(ctx context.Context, id string) <-chan error {
 	h.t.Helper()
 	ns, err := h.net.CreateNS(h.t.Context(), id)
 	mustDo(h.t, err)
 	done := make(chan error, 1)
 	n := h.net
 	go func() {
-		_, err := n.Attach(context.Background(), pod(id), ns)
+		_, err := n.Attach(ctx, pod(id), ns)
 		done <- err
 	}()
 	return done
@@ -59,15 +59,12 @@ func TestCancelledAdd(t *testing.T) {
 	h.write("10-test.conflist", h.bridgeConf())
 	h.stub.behave(t, "ADD", behaviour{Hang: true})
 	h.open()
-	ns, err := h.net.CreateNS(t.Context(), "a1")
-	mustDo(t, err)
 	ctx, cancel := context.WithCancelCause(t.Context())
 	reason := errors.New("the kubelet left")
-	go func() {
-		h.stub.hanging(t)
-		cancel(reason)
-	}()
-	_, err = h.net.Attach(ctx, pod("a1"), ns)
+	failed := h.attachInBackground(ctx, "a1")
+	h.stub.hanging(t)
+	cancel(reason)
+	err := <-failed
 	if !errors.Is(err, reason) {
 		t.Errorf("attach: %v, want %v", err, reason)
 	}
@@ -107,13 +104,13 @@ func TestOrphanPlugin(t *testing.T) {
 	h.write("10-test.conflist", h.bridgeConf())
 	h.stub.behave(t, "ADD", behaviour{Hang: true})
 	h.open()
-	failed := h.attachInBackground("a1")
+	failed := h.attachInBackground(t.Context(), "a1")
 	h.stub.hanging(t)
 	before := h.stub.processes(t)
 	h.open()
 	for _, pid := range before {
 		if alive(pid) {
-			within2s(t, "the end of a killed process", func() bool { return len(h.stub.processes(t)) == 0 })
+			eventually(t, "the end of a killed process", func() bool { return len(h.stub.processes(t)) == 0 })
 		}
 	}
 	if err := <-failed; err == nil {
@@ -135,21 +132,21 @@ func TestStatus(t *testing.T) {
 			return err != nil && strings.Contains(err.Error(), text)
 		}
 	}
-	within2s(t, "ready", ready)
+	eventually(t, "ready", ready)
 	for _, code := range []uint{50, 51} {
 		h.stub.behave(t, "STATUS", behaviour{Code: code, Msg: "agent is away"})
-		within2s(t, "not ready", says("plugin stub: STATUS: agent is away (code "))
+		eventually(t, "not ready", says("plugin stub: STATUS: agent is away (code "))
 		h.stub.behave(t, "STATUS", behaviour{})
-		within2s(t, "ready again", ready)
+		eventually(t, "ready again", ready)
 	}
 	h.stub.behave(t, "STATUS", behaviour{Hang: true})
 	h.stub.hanging(t)
 	if !ready() {
 		t.Error("not ready while STATUS is being asked")
 	}
-	within2s(t, "a hanging STATUS is not ready", says("STATUS: given up after"))
+	eventually(t, "a hanging STATUS is not ready", says("STATUS: given up after"))
 	h.stub.behave(t, "STATUS", behaviour{})
-	within2s(t, "ready after the hang", ready)
+	eventually(t, "ready after the hang", ready)
 }
 
 // TestStatusGrace keeps a network ready through a short failure, and not a
@@ -162,14 +159,14 @@ func TestStatusGrace(t *testing.T) {
 	h.open()
 	asked := func(more int) {
 		have := len(h.stub.calls(t, "STATUS"))
-		within2s(t, "STATUS calls", func() bool { return len(h.stub.calls(t, "STATUS")) >= have+more })
+		eventually(t, "STATUS calls", func() bool { return len(h.stub.calls(t, "STATUS")) >= have+more })
 	}
 	asked(2)
 	if h.net.Ready(t.Context()) == nil {
 		t.Error("ready although STATUS has never been good")
 	}
 	h.stub.behave(t, "STATUS", behaviour{})
-	within2s(t, "ready", func() bool { return h.net.Ready(t.Context()) == nil })
+	eventually(t, "ready", func() bool { return h.net.Ready(t.Context()) == nil })
 	h.stub.behave(t, "STATUS", behaviour{Code: 50, Msg: "away"})
 	asked(3)
 	if err := h.net.Ready(t.Context()); err != nil {

@@ -46,7 +46,8 @@ func (n *Networks) CreateNS(ctx context.Context, id string) (string, error) {
 
 // PinNS pins an existing network namespace, named by a path such as
 // /proc/PID/ns/net, as that of the pod and sets its loopback up. It is for
-// namespaces that must be made elsewhere, inside a user namespace for one.
+// namespaces that must be made elsewhere, inside a user namespace for one. As
+// with CreateNS, one that is pinned already stays, whatever the source.
 func (n *Networks) PinNS(ctx context.Context, id, source string) (string, error) {
 	return n.pin(ctx, id, func(path string) error {
 		return Do(source, func() error { return settle(path) })

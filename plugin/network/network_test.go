@@ -415,6 +415,7 @@ func TestNamespaceGone(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h := newHost(t)
+			h.noMasquerade = true
 			h.write("10-test.conflist", h.bridgeConf())
 			h.open()
 			a := pod("a1")

