@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -83,13 +82,9 @@ func (t *Tasks) end(ctx context.Context, task *Task) error {
 	if err := task.Kill(ctx, syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	wait, cancel := context.WithTimeout(ctx, stopLimit)
-	defer cancel()
 	// A task that was never started does not report an end in every runtime;
 	// the delete says whether it can go.
-	if _, err := task.Wait(wait); err != nil && !IsShimDied(err) {
-		log.G(ctx).WithError(err).WithField("task", task.ID()).Warn("the end of a killed task was not seen")
-	}
+	t.seen(ctx, task)
 	_, err := t.Delete(ctx, task.ID())
 	return err
 }

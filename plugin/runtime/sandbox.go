@@ -6,6 +6,7 @@ import (
 	"syscall"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -86,5 +87,18 @@ func (t *Tasks) Terminate(ctx context.Context, id string, spec []byte) error {
 	if _, left := t.kill(ctx, id, path); left != nil {
 		return errors.Join(err, left)
 	}
+	if err == nil {
+		t.seen(ctx, task)
+	}
 	return nil
+}
+
+// seen waits for the shim to notice that a killed process has ended, so that
+// who asks next hears it. That it does not is no failure: the process is gone.
+func (t *Tasks) seen(ctx context.Context, task *Task) {
+	ctx, cancel := context.WithTimeout(ctx, stopLimit)
+	defer cancel()
+	if _, err := task.Wait(ctx); err != nil && !IsShimDied(err) {
+		log.G(ctx).WithError(err).WithField("task", task.ID()).Warn("the end of a killed task was not seen")
+	}
 }

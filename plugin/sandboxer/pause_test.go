@@ -190,29 +190,19 @@ func TestPauseReapsOrphans(t *testing.T) {
 	if err := r.RecordSandbox(r.ctx, "pod"); err != nil {
 		t.Fatal(err)
 	}
-	// Each subshell leaves a sleep behind that ends when the container has.
-	r.runInPod(t, sb, "for i in 1 2 3 4 5; do (busybox sleep 0.05 & busybox sleep 0.2 &); done; busybox sleep 0.1")
-	deadline := time.After(20 * time.Second)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		left := children(t, int(inst.Pid))
-		if len(left) == 0 {
-			break
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("the pause process has not collected %v", left)
-		}
-	}
+	// Each subshell leaves a sleep behind that ends long before the container.
+	stop := r.startInPod(t, sb, "for i in 1 2 3 4 5; do (busybox sleep 1 &); done; exec busybox sleep 1000")
+	defer stop()
+	adopted := func() bool { return len(children(t, int(inst.Pid))) > 0 }
+	eventually(t, "the pause process has adopted the orphans", adopted)
+	eventually(t, "the pause process has collected them", func() bool { return !adopted() })
 	if alive, err := r.pause.Alive(r.ctx, sb); err != nil || !alive {
 		t.Errorf("alive: %t, %v", alive, err)
 	}
 }
 
-// runInPod runs a script to its end in a container of the pod's pid namespace.
-func (r real) runInPod(t *testing.T, sb record.Sandbox, script string) {
+// startInPod runs a script in a container of the pod's pid namespace.
+func (r real) startInPod(t *testing.T, sb record.Sandbox, script string) (stop func()) {
 	t.Helper()
 	if err := r.Record(r.ctx, "member"); err != nil {
 		t.Fatal(err)
@@ -229,19 +219,27 @@ func (r real) runInPod(t *testing.T, sb record.Sandbox, script string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	if err := task.Start(r.ctx); err != nil {
+		t.Error(err)
+	}
+	return func() {
 		if err := r.tasks.Release(r.ctx, "member", []byte(joined)); err != nil {
 			t.Error(err)
 		}
-	}()
-	if err := task.Start(r.ctx); err != nil {
-		t.Fatal(err)
 	}
-	if exit, err := task.Wait(r.ctx); err != nil || exit.Code != 0 {
-		t.Fatalf("script: %+v, %v", exit, err)
-	}
-	if left := children(t, int(sb.Instance.Pid)); len(left) == 0 {
-		t.Error("the script left no orphans: the test shows nothing")
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("not so: %s", what)
+		}
 	}
 }
 
