@@ -84,9 +84,15 @@ var direction = []group{
 		why:      "package plugin registers and wires what exists",
 	},
 	{
+		name:     "operator",
+		packages: []string{"cmd/gantry/internal"},
+		may:      []string{"config", "mechanism", "leaf"},
+		why:      "the operator's command looks at a node with the daemon's own eyes, and changes nothing",
+	},
+	{
 		name:     "command",
 		packages: []string{"cmd"},
-		may:      []string{"wiring", "config", "snapshotter", "shim", "leaf"},
+		may:      []string{"wiring", "operator", "config", "snapshotter", "shim", "leaf"},
 		why:      "a command is a screen of main: logic belongs below",
 	},
 	{

@@ -10,6 +10,7 @@ package container
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -217,15 +218,13 @@ func New(d Deps) *Service {
 
 // List returns the containers a client may know of. One that is being made is
 // not among them: its maker gets its ID when it is there.
-func (s *Service) List() []record.Container {
-	all := s.Store.List()
-	out := all[:0]
-	for _, c := range all {
-		if c.Phase != record.ContainerCreating {
-			out = append(out, c)
-		}
-	}
-	return out
+func (s *Service) List() []record.Container { return made(s.Store.List()) }
+
+// Of returns those of one sandbox.
+func (s *Service) Of(sandboxID string) []record.Container { return made(s.Store.Of(sandboxID)) }
+
+func made(all []record.Container) []record.Container {
+	return slices.DeleteFunc(all, func(c record.Container) bool { return c.Phase == record.ContainerCreating })
 }
 
 // Get returns the container with that ID or unique prefix.

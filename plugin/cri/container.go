@@ -146,61 +146,6 @@ func (s *Server) ReopenContainerLog(ctx context.Context, req *cri.ReopenContaine
 	return &cri.ReopenContainerLogResponse{}, nil
 }
 
-// ContainerStats implements the RPC.
-func (s *Server) ContainerStats(ctx context.Context, req *cri.ContainerStatsRequest) (*cri.ContainerStatsResponse, error) {
-	if err := required("container_id", req.GetContainerId()); err != nil {
-		return nil, err
-	}
-	c, err := s.Containers.Get(req.GetContainerId())
-	if err != nil {
-		return nil, err
-	}
-	stats, err := s.Stats.Container(ctx, c)
-	if err != nil {
-		return nil, fmt.Errorf("container stats: %w", err)
-	}
-	return &cri.ContainerStatsResponse{Stats: stats}, nil
-}
-
-// ListContainerStats implements the RPC. A container that ends while it is
-// measured is left out.
-func (s *Server) ListContainerStats(ctx context.Context, req *cri.ListContainerStatsRequest) (*cri.ListContainerStatsResponse, error) {
-	stats, err := s.listContainerStats(ctx, req.GetFilter())
-	if err != nil {
-		return nil, err
-	}
-	return &cri.ListContainerStatsResponse{Stats: stats}, nil
-}
-
-// StreamContainerStats implements the RPC.
-func (s *Server) StreamContainerStats(req *cri.StreamContainerStatsRequest, stream grpc.ServerStreamingServer[cri.StreamContainerStatsResponse]) error {
-	stats, err := s.listContainerStats(stream.Context(), req.GetFilter())
-	if err != nil {
-		return err
-	}
-	return sendChunks(stats, func(part []*cri.ContainerStats) error {
-		return stream.Send(&cri.StreamContainerStatsResponse{ContainerStats: part})
-	})
-}
-
-func (s *Server) listContainerStats(ctx context.Context, f *cri.ContainerStatsFilter) ([]*cri.ContainerStats, error) {
-	var out []*cri.ContainerStats
-	filter := &cri.ContainerFilter{Id: f.GetId(), PodSandboxId: f.GetPodSandboxId(), LabelSelector: f.GetLabelSelector()}
-	for _, c := range s.Containers.List() {
-		if c.Phase == record.ContainerExited || !s.containerMatches(c, filter) {
-			continue
-		}
-		stats, err := s.Stats.Container(ctx, c)
-		if notFoundIsNil(err) != nil {
-			return nil, fmt.Errorf("stats of container %s: %w", c.ID, err)
-		}
-		if err == nil {
-			out = append(out, stats)
-		}
-	}
-	return out, nil
-}
-
 func (s *Server) containerState(c record.Container) cri.ContainerState {
 	switch c.Phase {
 	case record.ContainerCreating, record.ContainerCreated:

@@ -18,7 +18,6 @@ import (
 
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/image"
-	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/sandbox"
 )
 
@@ -47,11 +46,6 @@ type Handlers interface {
 type Validate interface {
 	Pod(*cri.PodSandboxConfig) error
 	Container(c *cri.ContainerConfig, pod *cri.PodSandboxConfig) error
-}
-
-// Stats measures containers.
-type Stats interface {
-	Container(ctx context.Context, c record.Container) (*cri.ContainerStats, error)
 }
 
 // Streaming hands out URLs.

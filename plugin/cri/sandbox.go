@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -59,10 +58,8 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRe
 		return nil, err
 	}
 	resp := &cri.PodSandboxStatusResponse{Status: sandboxStatus(sb), Timestamp: time.Now().UnixNano()}
-	for _, c := range s.Containers.List() {
-		if c.SandboxID == sb.ID {
-			resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(c))
-		}
+	for _, c := range s.Containers.Of(sb.ID) {
+		resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(c))
 	}
 	if req.GetVerbose() {
 		resp.Info, err = verbose(map[string]any{"info": sandboxInfo(sb)})
@@ -173,12 +170,4 @@ func sandboxInfo(sb record.Sandbox) map[string]any {
 		info["runtimeSpec"] = json.RawMessage(sb.Instance.Spec)
 	}
 	return info
-}
-
-// notFoundIsNil makes an absent object no error, where the API asks so.
-func notFoundIsNil(err error) error {
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	return err
 }
