@@ -195,7 +195,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		Store: s.store.Sandboxes, Handlers: s.handlers, Files: files, Network: nets, Instances: inst,
 		Containers: s.containers, Ops: s.ops, Background: s.background,
 	})
-	if s.streaming, err = newStreaming(cfg.server, s.containers, s.sandboxes); err != nil {
+	if s.streaming, err = newStreaming(cfg.server, s.containers, s.sandboxes, s.ops); err != nil {
 		return err
 	}
 	s.cri = cri.New(cri.Deps{

@@ -13,23 +13,35 @@ import (
 	"github.com/gantry-cri/gantry/config"
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/network"
+	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/sandbox"
 	"github.com/gantry-cri/gantry/plugin/stream"
 )
 
-func newStreaming(c config.Server, containers *container.Service, sandboxes *sandbox.Service) (*stream.Server, error) {
+func newStreaming(c config.Server, containers *container.Service, sandboxes *sandbox.Service, ops *operation.Table) (*stream.Server, error) {
 	cfg := stream.Config{Address: c.StreamAddress, Port: strconv.Itoa(int(c.StreamPort)), IdleTimeout: c.StreamIdleTimeout}
 	if c.StreamTLS.Enabled {
 		cfg.TLS = &stream.TLS{CertFile: c.StreamTLS.CertFile, KeyFile: c.StreamTLS.KeyFile}
 	}
-	return stream.New(cfg, sessions{containers, sandboxes})
+	return stream.New(cfg, sessions{containers, sandboxes, ops})
 }
 
 // sessions is stream.Runtime.
 type sessions struct {
 	containers *container.Service
 	sandboxes  *sandbox.Service
+	ops        *operation.Table
+}
+
+// begin enters a session into the operations table until done is called.
+func (x sessions) begin(ctx context.Context, name, id string) (_ context.Context, done func()) {
+	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, Namespace))
+	ctx, op := x.ops.Begin(ctx, operation.Info{Name: name, ID: id})
+	return ctx, func() {
+		op.End()
+		cancel()
+	}
 }
 
 func connection(s stream.Session) container.Connection {
@@ -38,8 +50,8 @@ func connection(s stream.Session) container.Connection {
 
 // Exec implements stream.Runtime.
 func (x sessions) Exec(ctx context.Context, s stream.Session) error {
-	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, Namespace))
-	defer cancel()
+	ctx, done := x.begin(ctx, "exec session", s.ContainerID)
+	defer done()
 	code, err := x.containers.Exec(ctx, s.ContainerID, s.Cmd, connection(s), sizes(ctx, s.Resize))
 	if err != nil {
 		return err
@@ -49,8 +61,8 @@ func (x sessions) Exec(ctx context.Context, s stream.Session) error {
 
 // Attach implements stream.Runtime.
 func (x sessions) Attach(ctx context.Context, s stream.Session) error {
-	ctx, cancel := context.WithCancel(namespaces.WithNamespace(ctx, Namespace))
-	defer cancel()
+	ctx, done := x.begin(ctx, "attach session", s.ContainerID)
+	defer done()
 	return x.containers.Attach(ctx, s.ContainerID, connection(s), sizes(ctx, s.Resize))
 }
 
@@ -83,6 +95,8 @@ func sizes(ctx context.Context, in <-chan stream.Size) <-chan [2]uint32 {
 
 // PortForward implements stream.Runtime.
 func (x sessions) PortForward(ctx context.Context, sandboxID string, port int32, conn io.ReadWriteCloser) error {
+	ctx, done := x.begin(ctx, "port-forward session", sandboxID)
+	defer done()
 	sb, err := x.sandboxes.Get(sandboxID)
 	if err != nil {
 		return err

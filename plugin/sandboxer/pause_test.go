@@ -160,6 +160,9 @@ func TestPauseOnRunc(t *testing.T) {
 		return sandboxertest.Subject{
 			Sandboxer: r.pause, Context: r.ctx, Record: r.record, Remains: r.remains,
 			Exit: func(t *testing.T, sb record.Sandbox) {
+				// Until it listens, process 1 of a namespace ignores what comes
+				// from within and without.
+				eventually(t, "the pause process listens", func() bool { return blocks(t, sb.Instance.Pid, unix.SIGTERM) })
 				if err := unix.Kill(int(sb.Instance.Pid), unix.SIGTERM); err != nil {
 					t.Fatal(err)
 				}
@@ -241,6 +244,25 @@ func eventually(t *testing.T, what string, is func() bool) {
 			t.Fatalf("not so: %s", what)
 		}
 	}
+}
+
+// blocks reports whether a process takes a signal only when it asks for it.
+func blocks(t *testing.T, pid uint32, sig unix.Signal) bool {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if set, ok := strings.CutPrefix(line, "SigBlk:"); ok {
+			mask, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return mask&(1<<(sig-1)) != 0
+		}
+	}
+	return false
 }
 
 func children(t *testing.T, pid int) []string {

@@ -328,6 +328,9 @@ func TestPortForwardAborted(t *testing.T) {
 			c.(*net.TCPConn).SetLinger(0)
 			c.Close()
 		}
+		// The client library leaves goroutines behind when it is stopped amid
+		// connections; this is about the server's.
+		waitFor(t, "the connections", func() bool { return int(f.conns.Load()) == count })
 	})
 	waitFor(t, "the end of the connections", func() bool { return f.active.Load() == 0 })
 }

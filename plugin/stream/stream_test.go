@@ -32,6 +32,7 @@ type fake struct {
 	dial   Dialer
 	active atomic.Int32
 	ended  atomic.Int32 // sessions whose context ended
+	conns  atomic.Int32 // forwarded connections that are over
 	causes chan error   // of those, as far as there is room
 }
 
@@ -98,6 +99,7 @@ func (f *fake) Attach(ctx context.Context, s Session) error {
 func (f *fake) PortForward(ctx context.Context, _ string, port int32, conn io.ReadWriteCloser) error {
 	f.active.Add(1)
 	defer f.active.Add(-1)
+	defer f.conns.Add(1)
 	return Forward(ctx, f.dial, port, conn)
 }
 
@@ -648,4 +650,3 @@ func serverCA(t *testing.T, s *Server) []byte {
 	defer c.Close()
 	return certPEM(c.ConnectionState().PeerCertificates[0])
 }
-
