@@ -79,14 +79,29 @@ func (t *Tasks) Release(ctx context.Context, id string, spec []byte) error {
 
 // end kills and deletes a task that the runtime knows.
 func (t *Tasks) end(ctx context.Context, task *Task) error {
+	state, err := task.State(ctx)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	// A kill is an exec of the runtime; what a stopped task has left behind in
+	// its control group is killed with the group.
+	if err != nil || state.Status != Stopped {
+		if err := t.endProcess(ctx, task); err != nil {
+			return err
+		}
+	}
+	_, err = t.Delete(ctx, task.ID())
+	return err
+}
+
+func (t *Tasks) endProcess(ctx context.Context, task *Task) error {
 	if err := task.Kill(ctx, syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
 	// A task that was never started does not report an end in every runtime;
 	// the delete says whether it can go.
 	t.seen(ctx, task)
-	_, err := t.Delete(ctx, task.ID())
-	return err
+	return nil
 }
 
 // forgotten reports whether the runtime gives the task up because its shim
