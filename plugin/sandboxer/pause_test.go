@@ -20,6 +20,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/runtime/runtimetest"
 	"github.com/gantry-cri/gantry/plugin/runtime/shimtest"
 	"github.com/gantry-cri/gantry/plugin/sandboxer"
+	"github.com/gantry-cri/gantry/plugin/sandboxer/pause"
 	"github.com/gantry-cri/gantry/plugin/sandboxer/sandboxertest"
 )
 
@@ -57,12 +58,12 @@ func pauseSpec(cgroup string) sandboxer.SpecFunc {
 func TestPauseOnFake(t *testing.T) {
 	sandboxertest.Suite(t, func(t *testing.T) sandboxertest.Subject {
 		fake := runtimetest.New()
-		pause, err := sandboxer.NewPause(runtime.New(fake, fake), t.TempDir(), pauseSpec("/test"))
+		p, err := sandboxer.NewPause(runtime.New(fake, fake), t.TempDir(), pauseSpec("/test"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return sandboxertest.Subject{
-			Sandboxer: pause, Context: t.Context(),
+			Sandboxer: p, Context: t.Context(),
 			Record: func(_ *testing.T, id string) record.Sandbox { return record.Sandbox{ID: id} },
 			Exit:   func(_ *testing.T, sb record.Sandbox) { fake.Exit(sb.ID, 0) },
 			Lose:   func(_ *testing.T, sb record.Sandbox) { fake.KillShim(sb.ID, true) },
@@ -83,18 +84,18 @@ func TestPauseFaults(t *testing.T) {
 		for _, after := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s,%t", op, after), func(t *testing.T) {
 				fake := runtimetest.New()
-				pause, err := sandboxer.NewPause(runtime.New(fake, fake), t.TempDir(), pauseSpec("/test"))
+				p, err := sandboxer.NewPause(runtime.New(fake, fake), t.TempDir(), pauseSpec("/test"))
 				if err != nil {
 					t.Fatal(err)
 				}
 				sb := record.Sandbox{ID: "a"}
 				fake.Inject(runtimetest.Fault{Op: op, Nth: 1, After: after, Err: boom})
-				_, started := pause.Start(t.Context(), sb)
-				if err := pause.Shutdown(t.Context(), sb); err == nil && len(fake.Alive()) > 0 {
+				_, started := p.Start(t.Context(), sb)
+				if err := p.Shutdown(t.Context(), sb); err == nil && len(fake.Alive()) > 0 {
 					t.Errorf("shutdown (start: %v) claims success, alive: %v", started, fake.Alive())
 				}
 				fake.Heal()
-				if err := pause.Shutdown(t.Context(), sb); err != nil {
+				if err := p.Shutdown(t.Context(), sb); err != nil {
 					t.Error(err)
 				}
 				if len(fake.Alive())+len(fake.Known()) > 0 {
@@ -127,11 +128,11 @@ func newReal(t *testing.T) real {
 		t.Fatal(err)
 	}
 	tasks := runtime.New(rt, cgs)
-	pause, err := sandboxer.NewPause(tasks, filepath.Join(env.Dir, "pause"), pauseSpec(env.Cgroup))
+	p, err := sandboxer.NewPause(tasks, filepath.Join(env.Dir, "pause"), pauseSpec(env.Cgroup))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return real{env, pause, tasks, cgs, ctx}
+	return real{env, p, tasks, cgs, ctx}
 }
 
 func (r real) record(t *testing.T, id string) record.Sandbox {
@@ -162,7 +163,7 @@ func TestPauseOnRunc(t *testing.T) {
 			Exit: func(t *testing.T, sb record.Sandbox) {
 				// Until it listens, process 1 of a namespace ignores what comes
 				// from within and without.
-				eventually(t, "the pause process listens", func() bool { return blocks(t, sb.Instance.Pid, unix.SIGTERM) })
+				eventually(t, "the pause process listens", func() bool { return listens(t, sb.Instance.Pid) })
 				if err := unix.Kill(int(sb.Instance.Pid), unix.SIGTERM); err != nil {
 					t.Fatal(err)
 				}
@@ -246,23 +247,19 @@ func eventually(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// blocks reports whether a process takes a signal only when it asks for it.
-func blocks(t *testing.T, pid uint32, sig unix.Signal) bool {
+// listens reports whether the pause program is running and waits for signals.
+// Before it, the runtime's own program is that process.
+func listens(t *testing.T, pid uint32) bool {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(b)) {
-		if set, ok := strings.CutPrefix(line, "SigBlk:"); ok {
-			mask, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return mask&(1<<(sig-1)) != 0
-		}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
 	}
-	return false
+	return program == pause.Program && strings.Contains(string(status), "\nState:\tS ")
 }
 
 func children(t *testing.T, pid int) []string {
