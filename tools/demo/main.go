@@ -32,30 +32,40 @@ func main() {
 	handler := flag.String("handler", "", "runtime handler of the pod; empty is the default one")
 	stock := flag.Bool("stock", false, "drive containerd's own CRI service instead (make stock), to compare")
 	flag.Parse()
-	if os.Geteuid() != 0 {
-		fmt.Fprintln(os.Stderr, "demo: needs root, to make namespaces, mounts and cgroups")
-		os.Exit(1)
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	began := time.Now()
-	if err := run(ctx, *handler, *stock); err != nil {
+	err := run(bounded, *handler, *stock)
+	switch {
+	case err == nil:
+		fmt.Printf("\nAll of it worked, and nothing is left behind (%.1f s).\n", time.Since(began).Seconds())
+	case errors.Is(err, errInterrupted):
+		fmt.Fprintln(os.Stderr, "\ndemo: interrupted; what it had made is removed")
+		os.Exit(130)
+	default:
 		fmt.Fprintf(os.Stderr, "\ndemo: %v\n", err)
 		os.Exit(1)
 	}
-	fmt.Printf("\nAll of it worked, and nothing is left behind (%.1f s).\n", time.Since(began).Seconds())
 }
 
+// errInterrupted is all there is to say after Ctrl-C.
+var errInterrupted = errors.New("interrupted")
+
 func run(ctx context.Context, handler string, stock bool) (err error) {
+	bins, err := preflight(stock)
+	if err != nil {
+		return err
+	}
 	var opts []daemon.Option
 	if stock {
 		opts = append(opts, daemon.Stock())
 	}
-	d := &demo{handler: handler, registry: images.NewRegistry()}
+	d := &demo{handler: handler, stock: stock, bins: bins, registry: images.NewRegistry()}
 	defer d.registry.Close()
 
+	fmt.Print(opening)
 	if err := d.step("start the daemon", func() (string, error) {
 		var err error
 		if d.node, err = daemon.Launch(ctx, opts...); err != nil {
@@ -63,14 +73,9 @@ func run(ctx context.Context, handler string, stock bool) (err error) {
 		}
 		return fmt.Sprintf("PID %d, everything it writes is in %s", d.node.PID(), d.node.Dir), nil
 	}); err != nil {
-		return err
+		return interrupted(ctx, err)
 	}
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("%w\nlast lines of the daemon's log:\n%s", err, d.node.Tail(30))
-		}
-		err = errors.Join(err, d.node.Discard())
-	}()
+	defer func() { err = d.end(ctx, err) }()
 	if stock {
 		pause := images.MustBuild(images.Spec{Entrypoint: []string{"sleep", "1000000"}})
 		if err := images.Import(ctx, d.node.Client(), daemon.PauseImage, pause, ""); err != nil {
@@ -83,6 +88,34 @@ func run(ctx context.Context, handler string, stock bool) (err error) {
 		}
 	}
 	return nil
+}
+
+const opening = `A node's main job, once: a daemon of its own, an image from a registry in this
+program, a pod that serves a web page. Nothing of the machine is used but its
+kernel. Each line says what was done, how long it took, and what came of it.
+
+`
+
+// end removes what there still is, and looks whether it succeeded.
+func (d *demo) end(ctx context.Context, failure error) error {
+	if failure != nil && ctx.Err() == nil && !errors.Is(failure, errNoRoom) {
+		failure = fmt.Errorf("%w\nlast lines of the daemon's log:\n%s", failure, d.node.Tail(30))
+	}
+	scope := d.node.Scope()
+	scope.Client = nil // the daemon ends
+	cleaning := errors.Join(d.node.Discard(), gone(scope))
+	if cleaning != nil {
+		return errors.Join(failure, fmt.Errorf("clean up: %w", cleaning))
+	}
+	return interrupted(ctx, failure)
+}
+
+// interrupted is err, unless somebody just wanted the demo to end.
+func interrupted(ctx context.Context, err error) error {
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return errInterrupted
+	}
+	return err
 }
 
 // step prints what is done, how long it took and what came of it.

@@ -3,13 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -26,6 +29,8 @@ import (
 // demo is what one step leaves for the next.
 type demo struct {
 	handler  string
+	stock    bool
+	bins     []string
 	registry *images.Registry
 	node     *daemon.Instance
 
@@ -48,7 +53,8 @@ func (d *demo) steps(ctx context.Context) []step {
 	with := func(f func(context.Context) (string, error)) func() (string, error) {
 		return func() (string, error) { return f(ctx) }
 	}
-	return []step{
+	list := []step{
+		{"look for room on the machine", func() (string, error) { return room(d.node.Scope()) }},
 		{"ask for its version", with(d.version)},
 		{"push an image to the registry", with(d.push)},
 		{"pull it", with(d.pull)},
@@ -60,10 +66,15 @@ func (d *demo) steps(ctx context.Context) []step {
 		{"run one with a stream each way", with(d.exec)},
 		{"forward a port to it", with(d.forward)},
 		{"read its statistics", with(d.stats)},
+		{checkTitle, with(d.check)},
 		{"restart the daemon under it", with(d.restart)},
 		{"stop and remove the pod", with(d.remove)},
 		{"stop the daemon, look for leftovers", func() (string, error) { return "none", d.node.Close() }},
 	}
+	if d.stock {
+		list = slices.DeleteFunc(list, func(s step) bool { return s.title == checkTitle })
+	}
+	return list
 }
 
 func (d *demo) version(ctx context.Context) (string, error) {
@@ -269,6 +280,57 @@ func (d *demo) stats(ctx context.Context) (string, error) {
 		}
 		return fmt.Sprintf("CPU %.1f ms, memory %d KiB", float64(cpu)/1e6, memory/1024), nil
 	})
+}
+
+const checkTitle = "let gantry check the node"
+
+// check has the operator's command look at the node while the pod runs: it must
+// find no fault with the daemon, and nothing without an owner.
+func (d *demo) check(ctx context.Context) (string, error) {
+	program, err := find("gantry", d.bins)
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, program, "check", "--config", filepath.Join(d.node.Dir, "config.toml"), "--output", "json")
+	cmd.Env = append(os.Environ(), "PATH="+strings.Join(append(d.bins, os.Getenv("PATH")), ":"))
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return "", err
+	}
+	return verdict(out)
+}
+
+// verdict reads what gantry check found. What it says about the machine and the
+// configuration is for the reader; the daemon must have no fault, and nothing
+// may be without an owner.
+func verdict(out []byte) (string, error) {
+	var report struct {
+		Findings []struct{ Area, Name, Status, Text string }
+	}
+	if err := json.Unmarshal(out, &report); err != nil {
+		return "", fmt.Errorf("read what gantry found: %w", err)
+	}
+	var ok, left int
+	var notes []string
+	for _, f := range report.Findings {
+		line := fmt.Sprintf("%s %s: %s", f.Status, f.Name, f.Text)
+		switch {
+		case f.Status == "ok":
+			ok++
+		case f.Area == "leftovers", f.Area == "daemon" && f.Status == "failure":
+			return "", errors.New(line)
+		default:
+			notes = append(notes, line)
+		}
+		if f.Area == "leftovers" {
+			left++
+		}
+	}
+	if left == 0 {
+		return "", fmt.Errorf("gantry did not look for leftovers: %s", out)
+	}
+	return strings.Join(append([]string{fmt.Sprintf("%d findings are good, nothing is without an owner", ok)}, notes...), "\n"), nil
 }
 
 func (d *demo) restart(ctx context.Context) (string, error) {
