@@ -106,8 +106,8 @@ func connOf(ctx context.Context) *conn { return ctx.Value(connKey{}).(*conn) }
 
 // watch notices that the client is gone while its protocol reads nothing: it
 // does not when the session takes no input and the buffers are full.
-func (c *conn) watch(ctx context.Context, cancel context.CancelCauseFunc) {
-	tick := time.NewTicker(watchEvery)
+func (c *conn) watch(ctx context.Context, every time.Duration, cancel context.CancelCauseFunc) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		select {

@@ -15,14 +15,11 @@ import (
 const (
 	dialTimeout   = 10 * time.Second
 	forwardBuffer = 32 << 10
-)
-
-// When a client has ended its side, the server may go on for as long as it has
-// something to say; after drainIdle without a byte it is over. When the server
-// has ended, the client gets finishWait to do so too.
-var (
-	drainIdle  = time.Minute
-	finishWait = 5 * time.Second
+	// When a client has ended its side, the server may go on for as long as it
+	// has something to say; after idleTime without a byte it is over. When the
+	// server has ended, the client gets finishTime to do so too.
+	idleTime   = time.Minute
+	finishTime = 5 * time.Second
 )
 
 // Dialer connects to an address inside a pod.
@@ -39,7 +36,7 @@ func Forward(ctx context.Context, dial Dialer, port int32, conn io.ReadWriteClos
 		reset(conn)
 		return fmt.Errorf("forward port %d: %w", port, err)
 	}
-	f := &forward{client: conn, server: server}
+	f := &forward{client: conn, server: server, idle: idleTime, grace: finishTime}
 	if err := f.run(ctx); err != nil {
 		return fmt.Errorf("forward port %d: %w", port, err)
 	}
@@ -49,13 +46,16 @@ func Forward(ctx context.Context, dial Dialer, port int32, conn io.ReadWriteClos
 func dialLocal(ctx context.Context, dial Dialer, port int32) (net.Conn, error) {
 	var errs []error
 	for _, to := range []struct{ network, host string }{{"tcp4", "127.0.0.1"}, {"tcp6", "::1"}} {
-		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
-		c, err := dial(ctx, to.network, net.JoinHostPort(to.host, fmt.Sprint(port)))
+		dctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		c, err := dial(dctx, to.network, net.JoinHostPort(to.host, fmt.Sprint(port)))
 		cancel()
 		if err == nil {
 			return c, nil
 		}
 		errs = append(errs, err)
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
 	}
 	return nil, fmt.Errorf("%w: %w", errors.Join(errs...), errdefs.ErrUnavailable)
 }
@@ -64,6 +64,8 @@ func dialLocal(ctx context.Context, dial Dialer, port int32) (net.Conn, error) {
 type forward struct {
 	client io.ReadWriteCloser
 	server net.Conn
+	idle   time.Duration
+	grace  time.Duration
 	down   atomic.Uint64 // bytes that came from the server
 }
 
@@ -78,7 +80,7 @@ func (f *forward) run(ctx context.Context) error {
 	defer reset(f.client)
 	defer f.server.Close()
 
-	idle := time.NewTicker(drainIdle)
+	idle := time.NewTicker(f.idle)
 	defer idle.Stop()
 	idle.Stop()
 	seen := f.down.Load()
@@ -89,7 +91,7 @@ func (f *forward) run(ctx context.Context) error {
 				return nil // the client is gone
 			}
 			up = nil
-			idle.Reset(drainIdle)
+			idle.Reset(f.idle)
 		case <-idle.C:
 			if now := f.down.Load(); now != seen {
 				seen = now
@@ -114,7 +116,7 @@ func (f *forward) run(ctx context.Context) error {
 // so that nothing of the response is cut off by a reset.
 func (f *forward) finish(ctx context.Context, up <-chan ended) {
 	_ = f.client.Close() // it may have gone
-	bound := time.NewTimer(finishWait)
+	bound := time.NewTimer(f.grace)
 	defer bound.Stop()
 	select {
 	case <-up:

@@ -81,8 +81,8 @@ func podServer(t *testing.T, addr string, handle func(c *net.TCPConn)) int32 {
 	return int32(l.Addr().(*net.TCPAddr).Port)
 }
 
-// client is a net.Conn whose other end is Forward.
-func forwardTo(t *testing.T, ctx context.Context, port int32) (*net.TCPConn, <-chan error) {
+// tcpPair returns both ends of a connection.
+func tcpPair(t *testing.T) (near, far *net.TCPConn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -94,14 +94,21 @@ func forwardTo(t *testing.T, ctx context.Context, port int32) (*net.TCPConn, <-c
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	far, err := l.Accept()
+	a, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return c.(*net.TCPConn), a.(*net.TCPConn)
+}
+
+// forwardTo returns the client of a connection that Forward serves.
+func forwardTo(t *testing.T, ctx context.Context, port int32) (*net.TCPConn, <-chan error) {
+	t.Helper()
+	near, far := tcpPair(t)
 	done := make(chan error, 1)
 	var d net.Dialer
-	go func() { done <- Forward(ctx, d.DialContext, port, half{far.(*net.TCPConn)}) }()
-	return c.(*net.TCPConn), done
+	go func() { done <- Forward(ctx, d.DialContext, port, half{far}) }()
+	return near, done
 }
 
 // half closes as a SPDY stream does: Close ends one direction, Reset both.
@@ -182,16 +189,25 @@ func TestForwardLargeResponse(t *testing.T) {
 }
 
 func TestForwardEnds(t *testing.T) {
-	oldIdle, oldFinish := drainIdle, finishWait
-	drainIdle, finishWait = 50*time.Millisecond, 50*time.Millisecond
-	defer func() { drainIdle, finishWait = oldIdle, oldFinish }()
+	run := func(t *testing.T, ctx context.Context, port int32) (*net.TCPConn, <-chan error) {
+		t.Helper()
+		server, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		near, far := tcpPair(t)
+		f := &forward{client: half{far}, server: server, idle: 50 * time.Millisecond, grace: 50 * time.Millisecond}
+		done := make(chan error, 1)
+		go func() { done <- f.run(ctx) }()
+		return near, done
+	}
 	baseline(t)
 	release := make(chan struct{})
 	defer close(release)
 	silent := podServer(t, "127.0.0.1:0", func(c *net.TCPConn) { <-release })
 	closing := podServer(t, "127.0.0.1:0", func(c *net.TCPConn) { c.CloseWrite(); <-release })
 	t.Run("client reset", func(t *testing.T) {
-		c, done := forwardTo(t, context.Background(), silent)
+		c, done := run(t, context.Background(), silent)
 		c.SetLinger(0)
 		c.Close()
 		if err := <-done; err != nil {
@@ -199,21 +215,21 @@ func TestForwardEnds(t *testing.T) {
 		}
 	})
 	t.Run("client done, server silent", func(t *testing.T) {
-		c, done := forwardTo(t, context.Background(), silent)
+		c, done := run(t, context.Background(), silent)
 		c.CloseWrite()
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
 	})
 	t.Run("server done, client silent", func(t *testing.T) {
-		_, done := forwardTo(t, context.Background(), closing)
+		_, done := run(t, context.Background(), closing)
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
 	})
 	t.Run("context", func(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(context.Background())
-		_, done := forwardTo(t, ctx, silent)
+		_, done := run(t, ctx, silent)
 		cause := errors.New("session over")
 		cancel(cause)
 		if err := <-done; !errors.Is(err, cause) {

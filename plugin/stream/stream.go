@@ -89,14 +89,12 @@ const (
 	keepAlive     = time.Minute
 	maxHeader     = 64 << 10
 	closeWait     = 10 * time.Second
-)
-
-// linger is how long a client may take to close the connection of a session
-// that is over. watchEvery is how often a session looks whether its client is
-// still there when nothing is being read.
-var (
-	linger     = 5 * time.Second
-	watchEvery = 5 * time.Second
+	// lingerTime is how long a client may take to close the connection of a
+	// session that is over.
+	lingerTime = 5 * time.Second
+	// watchTime is how often a session looks whether its client is still there
+	// when nothing is being read.
+	watchTime = 5 * time.Second
 )
 
 // Server serves sessions.
@@ -108,6 +106,8 @@ type Server struct {
 	base     url.URL
 	tokens   tokens
 	cancel   context.CancelFunc
+	linger   time.Duration
+	watch    time.Duration
 
 	mu       sync.Mutex
 	closing  bool
@@ -130,7 +130,8 @@ func New(cfg Config, rt Runtime) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for streams: %w", err)
 	}
-	s := &Server{cfg: cfg, runtime: rt, listener: &listener{Listener: l, conns: map[*conn]struct{}{}}}
+	s := &Server{cfg: cfg, runtime: rt, linger: lingerTime, watch: watchTime,
+		listener: &listener{Listener: l, conns: map[*conn]struct{}{}}}
 	s.base = url.URL{Scheme: "http", Host: advertised(l.Addr().(*net.TCPAddr))}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
@@ -205,7 +206,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	return fmt.Errorf("serve streams: %w", err)
 }
 
-// Close ends all sessions and waits for them, for some seconds.
+// Close ends all sessions and waits for what they do, for some seconds.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closing = true
@@ -242,27 +243,27 @@ func (s *Server) routes() http.Handler {
 	return mux
 }
 
-func (s *Server) begin() bool {
+// atWork runs what a session does, unless the server is closing. A protocol
+// that still waits for its client does nothing that Close would wait for.
+func (s *Server) atWork(do func() error) error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.closing {
-		s.sessions.Add(1)
+	if s.closing {
+		s.mu.Unlock()
+		return fmt.Errorf("begin session: shutting down: %w", errdefs.ErrUnavailable)
 	}
-	return !s.closing
+	s.sessions.Add(1)
+	s.mu.Unlock()
+	defer s.sessions.Done()
+	return do()
 }
 
 // session runs one session and ends its connection.
 func (s *Server) session(w http.ResponseWriter, r *http.Request, run func(http.ResponseWriter, *http.Request)) {
-	if !s.begin() {
-		http.Error(w, "shutting down", http.StatusServiceUnavailable)
-		return
-	}
-	defer s.sessions.Done()
 	c := connOf(r.Context())
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer cancel(context.Canceled)
 	var watch sync.WaitGroup
-	watch.Go(func() { c.watch(ctx, cancel) })
+	watch.Go(func() { c.watch(ctx, s.watch, cancel) })
 	tw := &takenOver{ResponseWriter: w}
 	run(tw, r.WithContext(ctx))
 	cancel(context.Canceled)
@@ -273,7 +274,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, run func(http.R
 	// The protocol closes the connection, but not in every case of failure.
 	select {
 	case <-c.gone.Done():
-	case <-time.After(linger):
+	case <-time.After(s.linger):
 	}
 	c.Close()
 }
@@ -285,7 +286,7 @@ func (s *Server) serveExec(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.session(w, r, func(w http.ResponseWriter, r *http.Request) {
-		a := &adapter{ctx: r.Context(), runtime: s.runtime, want: req.streams}
+		a := &adapter{ctx: r.Context(), server: s, want: req.streams}
 		remotecommand.ServeExec(w, r, a, "", "", req.id, req.cmd, req.streams.options(),
 			s.cfg.IdleTimeout, s.cfg.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 	})
@@ -298,7 +299,7 @@ func (s *Server) serveAttach(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.session(w, r, func(w http.ResponseWriter, r *http.Request) {
-		a := &adapter{ctx: r.Context(), runtime: s.runtime, want: req.streams}
+		a := &adapter{ctx: r.Context(), server: s, want: req.streams}
 		remotecommand.ServeAttach(w, r, a, "", "", req.id, req.streams.options(),
 			s.cfg.IdleTimeout, s.cfg.CreationTimeout, remotecommand.SupportedStreamingProtocols)
 	})
@@ -311,7 +312,7 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.session(w, r, func(w http.ResponseWriter, r *http.Request) {
-		a := &adapter{ctx: r.Context(), runtime: s.runtime}
+		a := &adapter{ctx: r.Context(), server: s}
 		portforward.ServePortForward(w, r, a, req.id, "", &portforward.V4Options{Ports: req.ports},
 			s.cfg.IdleTimeout, s.cfg.CreationTimeout, portforward.SupportedProtocols)
 	})
@@ -321,16 +322,16 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request) {
 // the context of the session because for a forwarded port they pass one that
 // never ends.
 type adapter struct {
-	ctx     context.Context
-	runtime Runtime
-	want    streams
+	ctx    context.Context
+	server *Server
+	want   streams
 }
 
 // ExecInContainer implements remotecommand.Executor.
 func (a *adapter) ExecInContainer(_ context.Context, _, _ string, container string, cmd []string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan Size, _ time.Duration) error {
 	s := a.session(container, in, out, errs, resize)
 	s.Cmd = cmd
-	err := a.runtime.Exec(a.ctx, s)
+	err := a.server.atWork(func() error { return a.server.runtime.Exec(a.ctx, s) })
 	var exit utilexec.ExitError
 	if errors.As(err, &exit) {
 		return exit // the protocol does not look into wrapped errors
@@ -340,12 +341,13 @@ func (a *adapter) ExecInContainer(_ context.Context, _, _ string, container stri
 
 // AttachContainer implements remotecommand.Attacher.
 func (a *adapter) AttachContainer(_ context.Context, _, _ string, container string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan Size) error {
-	return a.runtime.Attach(a.ctx, a.session(container, in, out, errs, resize))
+	s := a.session(container, in, out, errs, resize)
+	return a.server.atWork(func() error { return a.server.runtime.Attach(a.ctx, s) })
 }
 
 // PortForward implements portforward.PortForwarder.
 func (a *adapter) PortForward(_ context.Context, sandbox, _ string, port int32, conn io.ReadWriteCloser) error {
-	return a.runtime.PortForward(a.ctx, sandbox, port, conn)
+	return a.server.atWork(func() error { return a.server.runtime.PortForward(a.ctx, sandbox, port, conn) })
 }
 
 // session keeps the streams that were asked for. WebSocket makes all of them,
