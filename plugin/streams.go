@@ -4,7 +4,11 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 
 	"github.com/gantry-cri/gantry/config"
 	"github.com/gantry-cri/gantry/plugin/container"
@@ -39,10 +43,14 @@ func newStreams(stateDir string, c config.Runtime) streams {
 }
 
 func (s streams) config(c record.Container, closeStdin container.CloseStdin) stdio.Config {
+	limits := s.log
+	// The pod's log directory is the kubelet's; what is below it may be
+	// anybody's.
+	limits.Root = strings.TrimSuffix(c.LogPath, filepath.Join("/", c.Config.GetLogPath()))
 	return stdio.Config{
 		Dir: filepath.Join(s.dir, c.ID, "main"), Terminal: c.Config.GetTty(),
 		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(),
-		LogPath: c.LogPath, Log: s.log, CloseStdin: closeStdin,
+		LogPath: c.LogPath, Log: limits, CloseStdin: closeStdin,
 	}
 }
 
@@ -58,7 +66,15 @@ func (s streams) Open(ctx context.Context, c record.Container, closeStdin contai
 }
 
 func (s streams) Reattach(ctx context.Context, c record.Container, closeStdin container.CloseStdin) (container.Stream, error) {
-	io, err := stdio.Reattach(ctx, s.config(c, closeStdin))
+	cfg := s.config(c, closeStdin)
+	io, err := stdio.Reattach(ctx, cfg)
+	if err != nil && !errdefs.IsNotFound(err) && cfg.LogPath != "" {
+		// A container whose output nobody takes stops when it next writes, so
+		// the output is taken even where it cannot be kept.
+		log.G(ctx).WithField("container", c.ID).WithError(err).Error("the container's log cannot be continued; its output is dropped")
+		cfg.LogPath = ""
+		io, err = stdio.Reattach(ctx, cfg)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +131,7 @@ func (s streams) Capture(ctx context.Context, containerID, execID string) (conta
 	if err != nil {
 		return nil, err
 	}
-	out.session = session{e, stdio.Drain{Most: s.drain}}
+	out.session = session{e, stdio.Drain{Quiet: quietLimit, Most: s.drain}}
 	return out, nil
 }
 

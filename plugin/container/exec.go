@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -44,7 +45,7 @@ func (s *Service) ExecSync(ctx context.Context, id string, command []string, tim
 		return Captured{}, fmt.Errorf("open streams: %w", err)
 	}
 	defer closeSession(ctx, out)
-	x := &execution{id: execID, process: process, started: make(chan struct{})}
+	x := s.execution(execID, process)
 	exit, err := x.run(ctx, task, out, nil)
 	if err != nil {
 		return Captured{}, err
@@ -62,7 +63,7 @@ func (s *Service) Exec(ctx context.Context, id string, command []string, conn Co
 		return 0, err
 	}
 	operation.Stage(ctx, "open streams")
-	x := &execution{id: record.NewID(), process: process, started: make(chan struct{})}
+	x := s.execution(record.NewID(), process)
 	session, err := s.Streams.Session(ctx, c.ID, x.id, conn, x.closeStdin)
 	if err != nil {
 		return 0, fmt.Errorf("open streams: %w", err)
@@ -124,6 +125,21 @@ type execution struct {
 	process *specs.Process
 	exec    Exec          // set before started is closed
 	started chan struct{} // closed once the process runs
+	later   *lifecycle.Group
+}
+
+func (s *Service) execution(id string, p *specs.Process) *execution {
+	return &execution{id: id, process: p, started: make(chan struct{}), later: s.Background}
+}
+
+// forget takes the process away from the runtime. Nobody waits for it: a shim
+// takes its time when a process in the background has inherited the streams.
+func (x *execution) forget() {
+	x.later.Go("forget an exec", func(ctx context.Context) {
+		if err := x.exec.Delete(ctx); err != nil {
+			log.G(ctx).WithError(err).Warn("forget an exec")
+		}
+	})
 }
 
 // closeStdin is called when the client's input ends, which may be before the
@@ -138,18 +154,14 @@ func (x *execution) closeStdin(ctx context.Context) error {
 }
 
 // run adds the process, waits for its end and for its output, and forgets it.
-// On every way out the process is dead and gone from the runtime.
+// On every way out the process is dead, or was left alone with SIGKILL.
 func (x *execution) run(ctx context.Context, task Task, session Session, resize <-chan [2]uint32) (exit record.Exit, err error) {
 	operation.Stage(ctx, "start the command")
 	detached := context.WithoutCancel(ctx)
 	if x.exec, err = task.Exec(ctx, x.id, x.process, session.Endpoints()); err != nil {
 		return exit, err
 	}
-	defer func() {
-		if err := x.exec.Delete(detached); err != nil {
-			log.G(ctx).WithError(err).Warn("forget an exec")
-		}
-	}()
+	defer x.forget()
 	waiting, stopWaiting := context.WithCancel(detached)
 	defer stopWaiting()
 	end := make(chan ending, 1)
