@@ -180,30 +180,6 @@ func put(file, value string) error {
 	return err
 }
 
-// killMember kills pid if it still is a member: a pid read from a list may by
-// now be somebody else's, so it is pinned first and looked up again.
-func (h *Hierarchies) killMember(path string, pid int) error {
-	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open process %d: %w", pid, err)
-	}
-	defer unix.Close(fd)
-	members, err := h.Procs(path)
-	if err != nil {
-		return err
-	}
-	if !slices.Contains(members, pid) {
-		return nil
-	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill process %d: %w", pid, err)
-	}
-	return nil
-}
-
 // Remove removes the control group and those beneath it in every hierarchy.
 // FailedPrecondition says that a process is left. It is idempotent.
 func (h *Hierarchies) Remove(path string) error {

@@ -328,7 +328,7 @@ type adapter struct {
 }
 
 // ExecInContainer implements remotecommand.Executor.
-func (a *adapter) ExecInContainer(_ context.Context, _, _ string, container string, cmd []string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan Size, _ time.Duration) error {
+func (a *adapter) ExecInContainer(_ context.Context, _, _ string, container string, cmd []string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan Size, _ time.Duration) error { //lint:house param-count: an interface of k8s.io/cri-streaming
 	s := a.session(container, in, out, errs, resize)
 	s.Cmd = cmd
 	err := a.server.atWork(func() error { return a.server.runtime.Exec(a.ctx, s) })
@@ -340,7 +340,7 @@ func (a *adapter) ExecInContainer(_ context.Context, _, _ string, container stri
 }
 
 // AttachContainer implements remotecommand.Attacher.
-func (a *adapter) AttachContainer(_ context.Context, _, _ string, container string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan Size) error {
+func (a *adapter) AttachContainer(_ context.Context, _, _ string, container string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan Size) error { //lint:house param-count: an interface of k8s.io/cri-streaming
 	s := a.session(container, in, out, errs, resize)
 	return a.server.atWork(func() error { return a.server.runtime.Attach(a.ctx, s) })
 }
