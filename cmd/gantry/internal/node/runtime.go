@@ -29,8 +29,8 @@ func (n Node) runtimes(ctx context.Context) []Finding {
 	for _, name := range n.Layout.Runtimes {
 		path, ok := n.find(name, n.Path)
 		if !ok {
-			l.add(name, Fail, "install it (Debian: apt-get install runc) or set BinaryName in the handler's options",
-				"a runtime handler runs it, and it is not found on %s", strings.Join(n.Path, ":"))
+			l.add(name, Fail, "install it (Debian: apt-get install runc) or set BinaryName in the handler's options; if the daemon has another PATH, give this command the same",
+				"a runtime handler runs it, and it is not found on this PATH: %s", strings.Join(n.Path, ":"))
 			continue
 		}
 		n.runtime(ctx, l, name, path)
