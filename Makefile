@@ -27,6 +27,7 @@ COMMANDS      := $(foreach d,$(wildcard cmd/*),$(if $(wildcard $(d)/*.go),$(notd
 RACED         := $(filter-out gantry,$(COMMANDS))
 CNI           := bridge host-local loopback portmap firewall bandwidth tuning ptp
 CNI_PKG       := github.com/containernetworking/plugins/plugins
+CNI_VERSION    = github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=$(shell sed -n "s,.*containernetworking/plugins \\(v[^ ]*\\).*,\\1,p" tools/cni/go.mod)
 cni_path       = $(if $(filter host-local,$(1)),ipam,$(if $(filter bridge loopback ptp,$(1)),main,meta))/$(1)
 
 UNIT_PKGS      = $$(go list ./... | grep -v /integration/)
@@ -64,7 +65,7 @@ bin/stock/containerd: tools/stock/go.mod tools/stock/go.sum
 
 $(CNI:%=bin/cni/%): bin/cni/%: tools/cni/go.mod tools/cni/go.sum
 	@mkdir -p $(@D)
-	CGO_ENABLED=0 go build -C tools/cni $(GOFLAGS_BUILD) -ldflags '-s -w' -o $(CURDIR)/$@ $(CNI_PKG)/$(call cni_path,$*)
+	CGO_ENABLED=0 go build -C tools/cni $(GOFLAGS_BUILD) -ldflags '-s -w -X $(CNI_VERSION)' -o $(CURDIR)/$@ $(CNI_PKG)/$(call cni_path,$*)
 
 .PHONY: stock
 stock: bin/stock/containerd ## bin/stock/: containerd of the same release with its own CRI service
@@ -122,8 +123,8 @@ fuzz: generated ## every fuzz target for FUZZTIME (10s)
 	@scripts/fuzz $(FUZZTIME)
 
 .PHONY: bench
-bench: build bin/stock/containerd ## against stock containerd on this machine (root)
-	GANTRY_BIN=$(CURDIR)/bin go test -run '^$$' -bench . -benchtime 1x -timeout 1h ./integration/bench/...
+bench: build bin/stock/containerd ## against stock containerd on this machine, into docs/benchmarks.md (root)
+	GANTRY_BIN=$(CURDIR)/bin go run ./integration/bench -o docs/benchmarks.md
 
 ##@ Checking
 

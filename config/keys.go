@@ -183,7 +183,7 @@ var runtimeKeys = []Key{
 		Note: "devices keep the owner they have on the host",
 		Doc:  "Give devices in a container to the container's user and group."},
 	{Plugin: RuntimePlugin, Path: "ignore_image_defined_volumes", Default: false, State: Accepted,
-		Note: "volumes that an image declares are still made",
+		Note: "volumes that an image declares are not made yet, with either value: a write to one goes to the writable layer",
 		Doc:  "Make no directories for the volumes that an image declares."},
 	{Plugin: RuntimePlugin, Path: "netns_mounts_under_state_dir", Default: false,
 		Doc: "Keep network namespaces under the plugin's state directory instead of /var/run/netns. Change it only on a node without pods."},
