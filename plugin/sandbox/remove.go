@@ -87,6 +87,10 @@ func (s *Service) stop(ctx context.Context, id string) error {
 	if err := s.Instances.Stop(ctx, sb); err != nil {
 		return fmt.Errorf("stop sandbox: %w", err)
 	}
+	// The kubelet keeps stopped pods for a while; their shims need not stay.
+	if err := s.Instances.Shutdown(ctx, sb); err != nil {
+		return fmt.Errorf("shut sandbox down: %w", err)
+	}
 	operation.Stage(ctx, "detach network")
 	if err := s.detach(ctx, sb); err != nil {
 		return fmt.Errorf("detach network: %w", err)
