@@ -112,6 +112,8 @@ func (r registrar) serve(ctx context.Context, method string, req any, handle fun
 	ctx = log.WithLogger(ctx, log.G(ctx).WithFields(fields(info)))
 	ctx, op := r.o.Ops.Begin(ctx, info)
 	defer op.End()
+	ctx, cancel := answerInTime(ctx, begin)
+	defer cancel()
 	err := r.ready()
 	if err == nil {
 		err = guard(ctx, handle)
@@ -131,6 +133,20 @@ func (r registrar) serve(ctx context.Context, method string, req any, handle fun
 		l.WithError(err).Warn("failed")
 	}
 	return err
+}
+
+// errLate is what a request is told whose client is about to give up.
+var errLate = fmt.Errorf("the client's deadline has come: %w", context.DeadlineExceeded)
+
+// answerInTime ends the request a little before its client gives up. A client
+// that gives up by itself hears nothing of what its request was waiting for.
+func answerInTime(ctx context.Context, begin time.Time) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return ctx, func() {}
+	}
+	margin := min(deadline.Sub(begin)/10, 500*time.Millisecond)
+	return context.WithDeadlineCause(ctx, deadline.Add(-margin), errLate)
 }
 
 func fields(i operation.Info) log.Fields {

@@ -135,3 +135,18 @@ func TestNotReady(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// The words of a request that takes too long reach its client.
+func TestAnswersBeforeTheClientGivesUp(t *testing.T) {
+	s := &service{version: func(ctx context.Context) error {
+		<-ctx.Done()
+		return fmt.Errorf("%w; it waits for the plugin", context.Cause(ctx))
+	}}
+	c := serve(t, s, rpc.Options{Namespace: "k8s.io", Ops: &operation.Table{}})
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	_, err := c.Version(ctx, &cri.VersionRequest{})
+	if status.Code(err) != codes.DeadlineExceeded || !strings.Contains(err.Error(), "waits for the plugin") {
+		t.Errorf("got %v", err)
+	}
+}
