@@ -84,8 +84,9 @@ func (t *Tasks) end(ctx context.Context, task *Task) error {
 		return err
 	}
 	// A kill is an exec of the runtime; what a stopped task has left behind in
-	// its control group is killed with the group.
-	if err != nil || state.Status != Stopped {
+	// its control group is killed with the group, and so is what there may be
+	// of a task that its shim does not know.
+	if err == nil && state.Status != Stopped {
 		if err := t.endProcess(ctx, task); err != nil {
 			return err
 		}

@@ -64,6 +64,15 @@ type shim struct {
 	answer chan struct{} // closed while it answers
 }
 
+func (s *shim) isDead() bool {
+	select {
+	case <-s.died:
+		return true
+	default:
+		return false
+	}
+}
+
 // proc is a process. Its end is visible to the kernel at once and to Wait.
 type proc struct {
 	pid  uint32
@@ -164,6 +173,8 @@ func (f *Fake) KillShim(pod string, orphans bool) {
 	if s == nil {
 		return
 	}
+	delete(f.shims, pod)
+	close(s.died)
 	for id, t := range f.tasks {
 		if t.shim != s {
 			continue
@@ -176,8 +187,6 @@ func (f *Fake) KillShim(pod string, orphans bool) {
 			}
 		}
 	}
-	delete(f.shims, pod)
-	close(s.died)
 }
 
 // Silence makes the shim of a pod answer nothing, as kill -STOP does, until
@@ -252,10 +261,8 @@ func (s *shim) reach(ctx context.Context, f *Fake) error {
 	f.mu.Lock()
 	answer := s.answer
 	f.mu.Unlock()
-	select {
-	case <-s.died:
+	if s.isDead() {
 		return errClosed
-	default:
 	}
 	select {
 	case <-answer:

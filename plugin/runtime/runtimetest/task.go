@@ -117,12 +117,10 @@ func (t *task) Wait(ctx context.Context) (*crt.Exit, error) {
 
 func await(ctx context.Context, s *shim, p *proc) (*crt.Exit, error) {
 	select {
-	case <-s.died: // its word does not arrive any more
-		return nil, errClosed
-	default:
-	}
-	select {
 	case <-p.done:
+		if s.isDead() { // its word does not arrive any more
+			return nil, errClosed
+		}
 		exit := p.exit
 		return &exit, nil
 	case <-s.died:

@@ -31,7 +31,7 @@ func (r Remains) empty() bool {
 }
 
 func remains(dir string) (r Remains, err error) {
-	r.Shims = shimPids(dir)
+	r.Shims = ShimPids(dir)
 	h, err := runtime.NewHierarchies()
 	if err != nil {
 		return r, err
@@ -111,9 +111,9 @@ func sweep(dir string, r Remains) error {
 	return os.RemoveAll(dir)
 }
 
-// shimPids finds the shims by the daemon's address, which is in their command
-// line.
-func shimPids(dir string) []int {
+// ShimPids lists the shims of the Env in dir. Each has the daemon's address in
+// its command line.
+func ShimPids(dir string) []int {
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return nil // only for a bad pattern

@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,16 +51,30 @@ type Env struct {
 	Cgroup string
 	// Events carries the shims' events.
 	Events     *exchange.Exchange
+	DB         *metadata.DB
 	Containers containers.Store
 	Sandboxes  sandbox.Store
 	// Handler runs tasks with the runc shim.
 	Handler record.Handler
 
-	db *bolt.DB
+	bolt *bolt.DB
 }
 
 // New returns an Env that ends with the test.
 func New(t testing.TB) *Env {
+	t.Helper()
+	dir := Dir(t)
+	e, err := Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { e.Close() })
+	return e
+}
+
+// Dir returns a directory for an Env. When the test ends, nothing may be left of
+// it.
+func Dir(t testing.TB) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -74,12 +89,7 @@ func New(t testing.TB) *Env {
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	e, err := Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { e.Close() })
-	return e
+	return dir
 }
 
 // Open returns the Env in dir, as a daemon does that finds its directories.
@@ -113,28 +123,31 @@ func Open(dir string) (*Env, error) {
 }
 
 // Close gives back the metadata, as the end of a daemon does.
-func (e *Env) Close() error { return e.db.Close() }
+func (e *Env) Close() error { return e.bolt.Close() }
 
 func (e *Env) sockets() string { return filepath.Join(e.Dir, "s") }
 
 // Address is where the shims send their events.
 func (e *Env) Address() string { return filepath.Join(e.Dir, "ttrpc.sock") }
 
+// GRPCAddress is what the shims are told as the daemon's; nobody listens.
+func (e *Env) GRPCAddress() string { return filepath.Join(e.Dir, "grpc.sock") }
+
 func (e *Env) openStores() error {
 	content, err := local.NewStore(filepath.Join(e.Dir, "content"))
 	if err != nil {
 		return err
 	}
-	e.db, err = bolt.Open(filepath.Join(e.Dir, "meta.db"), 0o600, &bolt.Options{Timeout: 10 * time.Second, NoSync: true})
+	e.bolt, err = bolt.Open(filepath.Join(e.Dir, "meta.db"), 0o600, &bolt.Options{Timeout: 10 * time.Second, NoSync: true})
 	if err != nil {
 		return err
 	}
-	db := metadata.NewDB(e.db, content, nil)
-	if err := db.Init(context.Background()); err != nil {
+	e.DB = metadata.NewDB(e.bolt, content, nil)
+	if err := e.DB.Init(context.Background()); err != nil {
 		return err
 	}
-	e.Containers = metadata.NewContainerStore(db)
-	e.Sandboxes = metadata.NewSandboxStore(db)
+	e.Containers = metadata.NewContainerStore(e.DB)
+	e.Sandboxes = metadata.NewSandboxStore(e.DB)
 	return nil
 }
 
@@ -177,7 +190,7 @@ func (e *Env) Context(t testing.TB) context.Context {
 func (e *Env) Shims() (*v2.ShimManager, error) {
 	return v2.NewShimManager(&v2.ManagerConfig{
 		Store: e.Containers, SandboxStore: e.Sandboxes, Events: e.Events,
-		Address: filepath.Join(e.Dir, "grpc.sock"), TTRPCAddress: e.Address(), SocketDir: e.sockets(),
+		Address: e.GRPCAddress(), TTRPCAddress: e.Address(), SocketDir: e.sockets(),
 	})
 }
 
@@ -245,7 +258,7 @@ func (e *Env) rootfs() (string, error) {
 }
 
 // ShimPids lists the shim processes of this Env.
-func (e *Env) ShimPids() []int { return shimPids(e.Dir) }
+func (e *Env) ShimPids() []int { return ShimPids(e.Dir) }
 
 // RecordSandbox writes the sandbox record with which containers join a shim.
 func (e *Env) RecordSandbox(ctx context.Context, id string) error {
@@ -253,16 +266,53 @@ func (e *Env) RecordSandbox(ctx context.Context, id string) error {
 	return err
 }
 
-// Signal sends a signal to every shim of this Env.
+// Signal sends a signal to every shim of this Env. After SIGSTOP it waits until
+// they have stopped.
 func (e *Env) Signal(signal unix.Signal) error {
 	pids := e.ShimPids()
 	if len(pids) == 0 {
 		return fmt.Errorf("no shim to signal")
 	}
 	for _, pid := range pids {
-		if err := unix.Kill(pid, signal); err != nil {
-			return fmt.Errorf("signal shim %d: %w", pid, err)
+		if err := Signal(pid, signal); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// Signal sends a signal to one shim. After SIGSTOP it waits until every thread
+// of it has stopped.
+func Signal(pid int, signal unix.Signal) error {
+	if err := unix.Kill(pid, signal); err != nil {
+		return fmt.Errorf("signal shim %d: %w", pid, err)
+	}
+	if signal != unix.SIGSTOP {
+		return nil
+	}
+	deadline := time.After(10 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for !stopped(pid) {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			return fmt.Errorf("shim %d does not stop", pid)
+		}
+	}
+	return nil
+}
+
+func stopped(pid int) bool {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(files) == 0 {
+		return false
+	}
+	for _, file := range files {
+		status, err := os.ReadFile(file)
+		if err == nil && !strings.Contains(string(status), "\nState:\tT") {
+			return false
+		}
+	}
+	return true
 }

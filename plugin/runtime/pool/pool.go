@@ -1,0 +1,331 @@
+// Package pool is a task runtime for containerd in which no shim of an earlier
+// daemon holds up the daemon, or any pod but its own.
+//
+// It stands in for containerd's plugin "io.containerd.runtime.v2.task" and is
+// made of it: new tasks are run by a TaskManager over an empty directory, other
+// namespaces by one over the stock directories, exactly as before. What is
+// different is what happens to the shims that are there when the daemon starts.
+// Each is connected to in the background, on its own. One that answers serves;
+// one that is silent but alive is asked again and never touched, and its tasks
+// are Unavailable meanwhile; only one whose socket nobody listens on is dead
+// and cleaned up, and its tasks are NotFound only after that.
+//
+// It does not decide what becomes of a pod. Start reading at Pool, then
+// shim.go for the life of one of those shims.
+package pool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/core/mount"
+	crt "github.com/containerd/containerd/v2/core/runtime"
+	v2 "github.com/containerd/containerd/v2/core/runtime/v2"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
+	"github.com/gantry-cri/gantry/plugin/record"
+)
+
+// Options are what a Pool is made of.
+type Options struct {
+	// Namespace is the one whose tasks the pool runs; Stock has the others,
+	// and those of this one that it knows from before there was a pool.
+	Namespace string
+	Stock     crt.PlatformRuntime
+	// New makes the runtime of new tasks, with its bundles in the directories
+	// root and state, which are empty.
+	New func(root, state string) (crt.PlatformRuntime, error)
+	// Root and State are the pool's own; State does not outlive a reboot.
+	Root, State string
+	// Containers tells the runtime of a bundle that does not say.
+	Containers containers.Store
+	// Mounts are given back with a task, if there is a manager.
+	Mounts mount.Manager
+	Events events.Publisher
+	Daemon Daemon
+	// Background runs the recovery.
+	Background *lifecycle.Group
+}
+
+// Daemon is how shims reach this daemon.
+type Daemon struct {
+	GRPCAddress, TTRPCAddress string
+	// Env is what shims get besides the daemon's environment.
+	Env []string
+}
+
+// cleanups is how many dead shims are cleaned up at a time. Each is an exec of
+// the shim's binary and of the OCI runtime, and after a crash of everything
+// there may be hundreds.
+const cleanups = 4
+
+// Pool is the task runtime.
+type Pool struct {
+	Options
+	own   crt.PlatformRuntime
+	slots chan struct{}
+
+	mu    sync.Mutex
+	shims map[string]*shim       // from earlier daemons, by task
+	exits map[string]record.Exit // of tasks whose shim was dead
+}
+
+var _ crt.PlatformRuntime = (*Pool)(nil)
+
+// New returns the runtime at once and recovers the shims of earlier daemons in
+// the background.
+func New(ctx context.Context, o Options) (*Pool, error) {
+	p := &Pool{Options: o, slots: make(chan struct{}, cleanups), shims: map[string]*shim{}, exits: map[string]record.Exit{}}
+	generation, err := p.find(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("find shims: %w", err)
+	}
+	root, state := filepath.Join(o.Root, generation), filepath.Join(o.State, generation)
+	for _, dir := range []string{root, state} {
+		// Not to be listed, but gone through by who is mapped to nobody.
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("create directory: %w", err)
+		}
+	}
+	if p.own, err = o.New(root, state); err != nil {
+		return nil, err
+	}
+	for id, s := range p.shims {
+		o.Background.Go("recover shim of "+id, s.run)
+	}
+	return p, nil
+}
+
+// find registers the bundles that earlier daemons left and returns the name
+// of the directory for this one's. Each daemon has a directory of its own, so
+// that its runtime finds nothing to load. Nothing that is found is in the way
+// of the start.
+func (p *Pool) find(ctx context.Context) (string, error) {
+	if err := os.MkdirAll(p.State, 0o711); err != nil {
+		return "", err
+	}
+	entries, err := os.ReadDir(p.State)
+	if err != nil {
+		return "", err
+	}
+	last := 0
+	for _, e := range entries {
+		n, err := strconv.Atoi(e.Name())
+		if err != nil || !e.IsDir() {
+			continue
+		}
+		last = max(last, n)
+		if err := p.findIn(ctx, e.Name()); err != nil {
+			log.G(ctx).WithError(err).WithField("directory", e.Name()).Error("find the shims of an earlier daemon")
+		}
+	}
+	if err := p.sweepRoot(); err != nil {
+		log.G(ctx).WithError(err).Warn("remove working directories that have no task")
+	}
+	return strconv.Itoa(last + 1), nil
+}
+
+func (p *Pool) findIn(ctx context.Context, generation string) error {
+	state := filepath.Join(p.State, generation)
+	dir := filepath.Join(state, p.Namespace)
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	ctx = namespaces.WithNamespace(ctx, p.Namespace)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), ".") {
+			// A removal that was broken off after its unmounts.
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				log.G(ctx).WithError(err).Warn("remove what is left of a bundle")
+			}
+			continue
+		}
+		bundle, err := v2.LoadBundle(ctx, state, e.Name())
+		if err != nil {
+			return err
+		}
+		p.shims[bundle.ID] = newShim(p, bundle)
+	}
+	if len(entries) == 0 {
+		return removeEmpty(dir, state)
+	}
+	return nil
+}
+
+// sweepRoot removes the working directories of bundles that a reboot took.
+func (p *Pool) sweepRoot() error {
+	entries, err := os.ReadDir(p.Root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if _, err := os.Stat(filepath.Join(p.State, e.Name())); errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, os.RemoveAll(filepath.Join(p.Root, e.Name())))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func removeEmpty(dirs ...string) error {
+	for _, d := range dirs {
+		if err := os.Remove(d); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// stopLimit bounds the end of the recovery, whose execs are killed.
+const stopLimit = 5 * time.Second
+
+// Close ends the recovery; the shims live on.
+func (p *Pool) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopLimit)
+	defer cancel()
+	return p.Background.Stop(ctx)
+}
+
+// ID implements PlatformRuntime.
+func (p *Pool) ID() string { return p.own.ID() }
+
+// Create implements PlatformRuntime.
+func (p *Pool) Create(ctx context.Context, id string, opts crt.CreateOpts) (crt.Task, error) {
+	if !p.ours(ctx) {
+		return p.Stock.Create(ctx, id, opts)
+	}
+	if p.recovered(id) != nil {
+		return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrAlreadyExists)
+	}
+	// The runtime of new tasks does not know the pod's shim.
+	if pod := p.recovered(opts.SandboxID); pod != nil && opts.Address == "" {
+		c, err := pod.serving(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("join the shim of sandbox %s: %w", opts.SandboxID, err)
+		}
+		opts.Address, opts.Version = c.address, uint32(c.version)
+	}
+	return p.own.Create(ctx, id, opts)
+}
+
+// Get implements PlatformRuntime. The task of a shim that has not answered yet
+// is Unavailable: nobody knows how it is.
+func (p *Pool) Get(ctx context.Context, id string) (crt.Task, error) {
+	if !p.ours(ctx) {
+		return p.Stock.Get(ctx, id)
+	}
+	if s := p.recovered(id); s != nil {
+		if _, err := s.serving(ctx); err != nil {
+			return nil, err
+		}
+		return &task{process{shim: s}}, nil
+	}
+	t, err := p.own.Get(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return p.Stock.Get(ctx, id)
+	}
+	return t, err
+}
+
+// Tasks implements PlatformRuntime. It waits for nobody: the tasks of shims
+// that have not answered yet are not among them.
+func (p *Pool) Tasks(ctx context.Context, all bool) ([]crt.Task, error) {
+	list, err := p.own.Tasks(ctx, all)
+	if err != nil {
+		return nil, err
+	}
+	if !all && !p.ours(ctx) {
+		return list, nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.shims {
+		if s.current().phase == serving {
+			list = append(list, &task{process{shim: s}})
+		}
+	}
+	return list, nil
+}
+
+// Delete implements PlatformRuntime.
+func (p *Pool) Delete(ctx context.Context, id string) (*crt.Exit, error) {
+	if !p.ours(ctx) {
+		return p.Stock.Delete(ctx, id)
+	}
+	if s := p.recovered(id); s != nil {
+		return s.delete(ctx)
+	}
+	exit, err := p.own.Delete(ctx, id)
+	if errdefs.IsNotFound(err) {
+		if _, gone := p.own.Get(ctx, id); errdefs.IsNotFound(gone) {
+			return p.Stock.Delete(ctx, id)
+		}
+	}
+	return exit, err
+}
+
+// LastExit tells how a task ended whose shim was found dead, as far as the shim
+// had written it down.
+func (p *Pool) LastExit(_ context.Context, id string) (record.Exit, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	exit, ok := p.exits[id]
+	return exit, ok
+}
+
+// PluginInfo answers for the runtime that new tasks get.
+func (p *Pool) PluginInfo(ctx context.Context, request any) (any, error) {
+	if i, ok := p.own.(interface {
+		PluginInfo(context.Context, any) (any, error)
+	}); ok {
+		return i.PluginInfo(ctx, request)
+	}
+	return nil, fmt.Errorf("the runtime gives no information: %w", errdefs.ErrNotImplemented)
+}
+
+func (p *Pool) ours(ctx context.Context) bool {
+	ns, ok := namespaces.Namespace(ctx)
+	return ok && ns == p.Namespace
+}
+
+func (p *Pool) recovered(id string) *shim {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.shims[id]
+}
+
+// forget is called when a shim's bundle is gone. The last of an earlier
+// daemon takes the daemon's directories along.
+func (p *Pool) forget(s *shim, exit *record.Exit) {
+	p.mu.Lock()
+	delete(p.shims, s.bundle.ID)
+	if exit != nil {
+		p.exits[s.bundle.ID] = *exit
+	}
+	p.mu.Unlock()
+	dir := filepath.Dir(s.bundle.Path)
+	generation := filepath.Base(filepath.Dir(dir))
+	// They stay while there is another in them.
+	for _, top := range []string{p.State, p.Root} {
+		if removeEmpty(filepath.Join(top, generation, p.Namespace)) == nil {
+			_ = removeEmpty(filepath.Join(top, generation))
+		}
+	}
+}
