@@ -13,6 +13,7 @@ import (
 
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/handler"
+	"github.com/gantry-cri/gantry/plugin/host"
 	"github.com/gantry-cri/gantry/plugin/image"
 	"github.com/gantry-cri/gantry/plugin/network"
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -104,6 +105,7 @@ func (t task) State(ctx context.Context) (container.TaskState, error) {
 		state.Status = container.TaskStopped
 	default: // a paused container, and one whose state has no name, is no dead one
 		state.Status = container.TaskRunning
+		state.StartedAt = host.ProcessStart(s.Pid)
 	}
 	return state, err
 }

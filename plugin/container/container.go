@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,7 +30,10 @@ import (
 type Store interface {
 	Create(context.Context, record.Container) error
 	Move(ctx context.Context, id string, e record.ContainerEvent, change func(*record.Container)) (record.Container, error)
+	// MoveSoon is a Move that a crash within the next moments may undo.
+	MoveSoon(ctx context.Context, id string, e record.ContainerEvent, change func(*record.Container)) (record.Container, error)
 	Update(ctx context.Context, id string, change func(*record.Container) error) (record.Container, error)
+	// Delete forgets the container and its root filesystem.
 	Delete(ctx context.Context, id string) error
 	Get(id string) (record.Container, error)
 	Resolve(prefix string) (record.Container, error)
@@ -60,12 +64,11 @@ type Image struct {
 	Snapshotter string
 }
 
-// Snapshots keeps the root filesystems; the key is the container's ID.
+// Snapshots makes the root filesystems; the key is the container's ID. One goes
+// with the record of its container.
 type Snapshots interface {
 	Prepare(ctx context.Context, snapshotter, key, parent string) ([]mount.Mount, error)
 	Mounts(ctx context.Context, snapshotter, key string) ([]mount.Mount, error)
-	// Remove succeeds when there is none.
-	Remove(ctx context.Context, snapshotter, key string) error
 }
 
 // Specs makes OCI specifications.
@@ -152,6 +155,8 @@ type Exec interface {
 type TaskState struct {
 	Status TaskStatus
 	Pid    uint32
+	// StartedAt is when the process began, zero if the kernel does not tell.
+	StartedAt time.Time
 	// Exit is set once stopped.
 	Exit record.Exit
 }

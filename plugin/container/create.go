@@ -95,7 +95,6 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 		return c, err
 	}
 	operation.Stage(ctx, "prepare root filesystem")
-	s.push(u, releaseSnapshot, c)
 	rootfs, err := s.Snapshots.Prepare(ctx, img.Snapshotter, c.ID, img.Parent)
 	if err != nil {
 		return c, fmt.Errorf("prepare root filesystem: %w", err)

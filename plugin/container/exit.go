@@ -45,10 +45,26 @@ func (s *Service) watch(c record.Container, l *live, end <-chan ending) {
 		case <-ctx.Done():
 			return
 		}
-		if ctx.Err() == nil {
-			s.untilDone(ctx, c.ID, "record an exit", func() error { return s.ended(ctx, c, l, e) })
+		if ctx.Err() != nil {
+			return
 		}
+		s.untilDone(ctx, c.ID, "record an exit", func() error { return s.ended(ctx, c, l, e) })
+		// In turn with a removal, which would do the same at the same time.
+		done, err := s.turns.Take(ctx, c.ID)
+		if err != nil {
+			return
+		}
+		defer done()
+		s.releaseEnded(ctx, c)
 	})
+}
+
+// releaseEnded takes the task of an exited container away. What cannot be
+// released now, the removal releases.
+func (s *Service) releaseEnded(ctx context.Context, c record.Container) {
+	if err := s.Tasks.Release(ctx, c); err != nil {
+		log.G(ctx).WithField("container", c.ID).WithError(err).Warn("release the task of an exited container: its removal retries")
+	}
 }
 
 // ended records an end that was seen, or finds out what became of a task that
@@ -70,7 +86,7 @@ func (s *Service) ended(ctx context.Context, c record.Container, l *live, e endi
 	return s.finish(ctx, c, l, exit, "")
 }
 
-// finish records that the container ended and then takes its task away. The
+// finish records that the container ended; its task is released after it. The
 // order matters: the kernel's books are read before the cgroup goes, the log is
 // whole before a client hears of the exit, and the exit is durable before the
 // runtime forgets it.
@@ -99,10 +115,6 @@ func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit 
 		}
 	}
 	s.leave(c.ID)
-	// What cannot be released now, the removal releases.
-	if err := s.Tasks.Release(ctx, c); err != nil {
-		log.G(ctx).WithField("container", c.ID).WithError(err).Warn("release the task of an exited container: its removal retries")
-	}
 	return nil
 }
 

@@ -94,7 +94,16 @@ func (s *Service) recoverOne(ctx context.Context, id string) error {
 		s.leave(id)
 		return s.Streams.Remove(ctx, id)
 	}
-	return s.ended(ctx, c, s.attachStream(ctx, c), ending{err: err})
+	return s.settleEnd(ctx, c, s.attachStream(ctx, c), ending{err: err})
+}
+
+// settleEnd records an end that came while there was no daemon.
+func (s *Service) settleEnd(ctx context.Context, c record.Container, l *live, e ending) error {
+	if err := s.ended(ctx, c, l, e); err != nil {
+		return err
+	}
+	s.releaseEnded(ctx, c)
+	return nil
 }
 
 // discard releases a creation that was cut off.
@@ -102,7 +111,6 @@ func (s *Service) discard(ctx context.Context, c record.Container) error {
 	for _, r := range []func() error{
 		func() error { return s.Tasks.Release(ctx, c) },
 		func() error { return s.Streams.Remove(ctx, c.ID) },
-		func() error { return s.Snapshots.Remove(ctx, c.Handler.Snapshotter, c.ID) },
 		func() error { return s.Store.Delete(ctx, c.ID) },
 	} {
 		if err := r(); err != nil {
@@ -130,23 +138,31 @@ func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error 
 	}
 	l := s.attachStream(ctx, c)
 	if c.Phase == record.ContainerCreated {
-		// Released, and the daemon ended before it could say so. The record
-		// of the start is as late as the daemon was.
-		c, err = s.Store.Move(ctx, c.ID, record.Released, func(r *record.Container) {
-			r.Pid, r.StartedAt = state.Pid, time.Now()
-			if state.Status == TaskStopped {
-				r.StartedAt = state.Exit.At
-			}
+		// Released, and the daemon ended before it could say so.
+		c, err = s.Store.MoveSoon(ctx, c.ID, record.Released, func(r *record.Container) {
+			r.Pid, r.StartedAt = state.Pid, startOf(state)
 		})
 		if err != nil {
 			return err
 		}
 	}
 	if state.Status == TaskStopped {
-		return s.finish(ctx, c, l, state.Exit, "")
+		return s.settleEnd(ctx, c, l, ending{exit: state.Exit})
 	}
 	s.watch(c, l, s.subscribe(t))
 	return nil
+}
+
+// startOf is when a task was started whose start was not recorded: as the
+// kernel says while it runs, else not after its end.
+func startOf(s TaskState) time.Time {
+	switch {
+	case !s.StartedAt.IsZero():
+		return s.StartedAt
+	case s.Status == TaskStopped:
+		return s.Exit.At
+	}
+	return time.Now()
 }
 
 // attachStream goes on with the container's output. When that fails the

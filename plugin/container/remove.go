@@ -10,23 +10,21 @@ import (
 	"github.com/gantry-cri/gantry/plugin/undo"
 )
 
-// The resources of a container besides its record, in the order in which they
-// are acquired.
+// The resources of a container besides its record and the root filesystem that
+// goes with it, in the order in which they are acquired.
 const (
-	releaseSnapshot = "root filesystem"
-	releaseStreams  = "streams"
-	releaseTask     = "task"
+	releaseStreams = "streams"
+	releaseTask    = "task"
 )
 
-var resources = []string{releaseSnapshot, releaseStreams, releaseTask}
+var resources = []string{releaseStreams, releaseTask}
 
 // push puts the release of a resource on the stack. There is one release for
 // each, whoever needs it.
 func (s *Service) push(u *undo.Stack, resource string, c record.Container) {
 	release := map[string]func(context.Context) error{
-		releaseSnapshot: func(ctx context.Context) error { return s.Snapshots.Remove(ctx, c.Handler.Snapshotter, c.ID) },
-		releaseStreams:  func(ctx context.Context) error { return s.removeStreams(ctx, c.ID) },
-		releaseTask:     func(ctx context.Context) error { return s.Tasks.Release(ctx, c) },
+		releaseStreams: func(ctx context.Context) error { return s.removeStreams(ctx, c.ID) },
+		releaseTask:    func(ctx context.Context) error { return s.Tasks.Release(ctx, c) },
 	}[resource]
 	u.Push(resource, release)
 }

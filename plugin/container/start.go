@@ -104,8 +104,8 @@ func (s *Service) release(ctx context.Context, u *undo.Stack, sb record.Sandbox,
 	if err := task.Start(ctx); err != nil {
 		return err
 	}
-	operation.Stage(ctx, "commit record")
-	c, err = s.Store.Move(ctx, c.ID, record.Released, func(r *record.Container) {
+	// After a crash the runtime tells the same, so nobody waits for the disk.
+	c, err = s.Store.MoveSoon(ctx, c.ID, record.Released, func(r *record.Container) {
 		r.Pid, r.StartedAt = pid, time.Now()
 	})
 	if err != nil {

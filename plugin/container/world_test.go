@@ -145,7 +145,16 @@ type disk struct{ d *daemon }
 func (x disk) Load(ctx context.Context) (store.Contents, error) { return x.d.w.disk.Load(ctx) }
 
 func (x disk) Write(ctx context.Context, c store.Change) error {
-	return x.d.w.effect(x.d.life, "write record", func() error { return x.d.w.disk.Write(ctx, c) })
+	return x.d.w.effect(x.d.life, "write record", func() error {
+		if c.DeleteContainer != "" {
+			x.d.w.set(x.d.w.layers, c.DeleteContainer, false)
+		}
+		return x.d.w.disk.Write(ctx, c)
+	})
+}
+
+func (x disk) WriteSoon(ctx context.Context, c store.Change) {
+	_ = x.d.w.effect(x.d.life, "write record soon", func() error { return x.d.w.disk.Write(ctx, c) })
 }
 
 type images struct{}
@@ -171,10 +180,6 @@ func (x snapshots) Mounts(_ context.Context, _, key string) ([]mount.Mount, erro
 		return nil, errdefs.ErrNotFound
 	}
 	return nil, nil
-}
-
-func (x snapshots) Remove(_ context.Context, _, key string) error {
-	return x.d.w.effect(x.d.life, "remove layer", func() error { x.d.w.set(x.d.w.layers, key, false); return nil })
 }
 
 func (w *world) set(m map[string]bool, id string, there bool) {

@@ -133,6 +133,8 @@ func (x disk) Write(ctx context.Context, c store.Change) error {
 	return x.d.w.effect(x.d.life, "write record", func() error { return x.d.w.disk.Write(ctx, c) })
 }
 
+func (x disk) WriteSoon(ctx context.Context, c store.Change) { _ = x.Write(ctx, c) }
+
 type handlers struct{}
 
 func (handlers) Lookup(name string) (record.Handler, error) {

@@ -1,7 +1,8 @@
-// Package snapshot keeps the root filesystems of containers in containerd's
+// Package snapshot makes the root filesystems of containers in containerd's
 // snapshotters. A snapshot's key is the container's ID; the container object of
-// the same ID keeps it from garbage collection, so it needs no lease. It knows
-// nothing of images: the parent is named by the caller.
+// the same ID keeps it from garbage collection, so it needs no lease, and is
+// deleted with it, by package store. It knows nothing of images: the parent is
+// named by the caller.
 package snapshot
 
 import (
@@ -54,19 +55,6 @@ func (s *Snapshots) Mounts(ctx context.Context, snapshotter, key string) ([]moun
 		return nil, err
 	}
 	return sn.Mounts(ctx, key)
-}
-
-// Remove takes the layer away; none is fine. Without its snapshotter a layer
-// cannot be removed and is not used: its metadata goes with the container.
-func (s *Snapshots) Remove(ctx context.Context, snapshotter, key string) error {
-	sn, err := s.snapshotter(snapshotter)
-	if err == nil {
-		err = sn.Remove(ctx, key)
-	}
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	return err
 }
 
 // Usage is what the layer takes, in bytes and inodes.

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"sync"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -15,12 +16,25 @@ type committer struct {
 	mu      sync.Mutex
 	waiting []*write
 	busy    bool
+	flush   *time.Timer // set while a write without a writer may wait
 }
+
+// patience is how long a write that nobody waits for may stay undone.
+const patience = time.Second
 
 type write struct {
 	apply func(*bolt.Tx) error
 	done  chan error
 	turn  chan struct{} // gets a value when this writer is to commit
+	// failed is set for a write that nobody waits for.
+	failed func(error)
+}
+
+func (w *write) end(err error) {
+	w.done <- err
+	if err != nil && w.failed != nil {
+		w.failed(err)
+	}
 }
 
 // do returns when apply is durable or has failed. apply may run more than once,
@@ -43,6 +57,23 @@ func (c *committer) do(apply func(*bolt.Tx) error) error {
 	return <-w.done
 }
 
+// later has apply done with the next write, or by itself after a while. failed
+// is told if it could not be.
+func (c *committer) later(apply func(*bolt.Tx) error, failed func(error)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.waiting = append(c.waiting, &write{apply: apply, done: make(chan error, 1), turn: make(chan struct{}, 1), failed: failed})
+	if c.flush == nil {
+		c.flush = time.AfterFunc(patience, func() {
+			c.mu.Lock()
+			c.flush = nil
+			c.mu.Unlock()
+			// Commits what waits; by itself it does nothing.
+			_ = c.do(func(*bolt.Tx) error { return nil })
+		})
+	}
+}
+
 // lead commits everything that waits, the caller's own write included, and
 // passes the turn to the first of those that came meanwhile.
 func (c *committer) lead() {
@@ -53,9 +84,14 @@ func (c *committer) lead() {
 	c.commit(batch)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.busy = len(c.waiting) > 0; c.busy {
-		c.waiting[0].turn <- struct{}{}
+	// A write that nobody waits for cannot lead; it goes with the next.
+	for _, w := range c.waiting {
+		if w.failed == nil {
+			w.turn <- struct{}{}
+			return
+		}
 	}
+	c.busy = false
 }
 
 var errAlone = errors.New("a write of the batch failed")
@@ -74,12 +110,12 @@ func (c *committer) commit(batch []*write) {
 		})
 		if !errors.Is(err, errAlone) {
 			for _, w := range batch {
-				w.done <- err
+				w.end(err)
 			}
 			return
 		}
 	}
 	for _, w := range batch {
-		w.done <- c.update(w.apply)
+		w.end(c.update(w.apply))
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
 	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -75,6 +76,21 @@ func (m *Metadata) Write(ctx context.Context, c Change) error {
 	})
 }
 
+// WriteSoon implements Disk.
+func (m *Metadata) WriteSoon(ctx context.Context, c Change) {
+	ctx = context.WithoutCancel(ctx)
+	failed := func(err error) {
+		log.G(ctx).WithError(err).Warn("a record that could wait could not be written")
+	}
+	write, err := m.prepare(c)
+	if err != nil {
+		failed(err)
+		return
+	}
+	ctx = namespaces.WithNamespace(ctx, m.namespace)
+	m.commits.later(func(tx *bolt.Tx) error { return write(boltutil.WithTransaction(ctx, tx)) }, failed)
+}
+
 // prepare does what needs no transaction, so that none is held for it.
 func (m *Metadata) prepare(c Change) (func(context.Context) error, error) {
 	switch {
@@ -87,9 +103,20 @@ func (m *Metadata) prepare(c Change) (func(context.Context) error, error) {
 			return errors.Join(absentIsFine(m.sandboxes.Delete(ctx, c.DeleteSandbox)), absentIsFine(m.containers.Delete(ctx, c.DeleteSandbox)))
 		}, nil
 	case c.DeleteContainer != "":
-		return func(ctx context.Context) error { return absentIsFine(m.containers.Delete(ctx, c.DeleteContainer)) }, nil
+		return func(ctx context.Context) error { return m.deleteContainer(ctx, c.DeleteContainer, c.Snapshotter) }, nil
 	}
 	return nil, fmt.Errorf("empty change: %w", errdefs.ErrInvalidArgument)
+}
+
+// deleteContainer deletes the object and, in the same transaction, the snapshot
+// that it kept. What the snapshotter has on disk goes with garbage collection.
+func (m *Metadata) deleteContainer(ctx context.Context, id, snapshotter string) error {
+	err := absentIsFine(m.containers.Delete(ctx, id))
+	sn := m.db.Snapshotter(snapshotter)
+	if err != nil || sn == nil {
+		return err // without its snapshotter a snapshot is nothing but a name
+	}
+	return absentIsFine(sn.Remove(ctx, id))
 }
 
 func (m *Metadata) putSandbox(s record.Sandbox, create bool) (func(context.Context) error, error) {

@@ -3,7 +3,7 @@
 // from it. This package is the only writer of both.
 //
 // Every write goes to disk first and to the index after it, so that nobody sees
-// what a crash could take back. Reads are of the index alone: they never wait
+// what a crash could take back; MoveSoon is the one exception, and says why. Reads are of the index alone: they never wait
 // for a disk, nor for a writer of another record. The package knows nothing of
 // what the records stand for: effects are the business of the lifecycle
 // packages. Start reading at Open; disk.go is what a medium must provide,
@@ -68,7 +68,7 @@ func newSandboxes(d Disk) *Sandboxes {
 	t.write = func(ctx context.Context, s record.Sandbox, create bool) error {
 		return d.Write(ctx, Change{PutSandbox: &s, Create: create})
 	}
-	t.erase = func(ctx context.Context, id string) error { return d.Write(ctx, Change{DeleteSandbox: id}) }
+	t.erase = func(ctx context.Context, s record.Sandbox) error { return d.Write(ctx, Change{DeleteSandbox: s.ID}) }
 	return &Sandboxes{t}
 }
 
@@ -136,7 +136,10 @@ func newContainers(d Disk) *Containers {
 	t.write = func(ctx context.Context, c record.Container, create bool) error {
 		return d.Write(ctx, Change{PutContainer: &c, Create: create})
 	}
-	t.erase = func(ctx context.Context, id string) error { return d.Write(ctx, Change{DeleteContainer: id}) }
+	t.soon = func(ctx context.Context, c record.Container) { d.WriteSoon(ctx, Change{PutContainer: &c}) }
+	t.erase = func(ctx context.Context, c record.Container) error {
+		return d.Write(ctx, Change{DeleteContainer: c.ID, Snapshotter: c.Handler.Snapshotter})
+	}
 	return &Containers{t: t, bySbox: map[string]map[string]struct{}{}}
 }
 
@@ -153,7 +156,17 @@ func (c *Containers) Create(ctx context.Context, ctr record.Container) error {
 // Move applies the event to the container's phase, and change, which may be
 // nil, to the rest of it, in one write.
 func (c *Containers) Move(ctx context.Context, id string, e record.ContainerEvent, change func(*record.Container)) (record.Container, error) {
-	return c.t.update(ctx, id, func(ctr record.Container) (record.Container, error) {
+	return c.t.update(ctx, id, move(id, e, change))
+}
+
+// MoveSoon is Move for what a crash may undo, because the runtime tells the
+// same after it: the disk has it with the next write, or in some moments.
+func (c *Containers) MoveSoon(ctx context.Context, id string, e record.ContainerEvent, change func(*record.Container)) (record.Container, error) {
+	return c.t.updateSoon(ctx, id, move(id, e, change))
+}
+
+func move(id string, e record.ContainerEvent, change func(*record.Container)) func(record.Container) (record.Container, error) {
+	return func(ctr record.Container) (record.Container, error) {
 		phase, err := ctr.Phase.Next(e)
 		if err != nil {
 			return ctr, fmt.Errorf("container %s: %w", id, err)
@@ -163,7 +176,7 @@ func (c *Containers) Move(ctx context.Context, id string, e record.ContainerEven
 			change(&ctr)
 		}
 		return ctr, nil
-	})
+	}
 }
 
 // Update changes the container without a move of its phase. change works on a

@@ -19,7 +19,8 @@ type table[V any, K comparable] struct {
 	id    func(V) string
 	key   func(V) K
 	write func(ctx context.Context, v V, create bool) error
-	erase func(ctx context.Context, id string) error
+	soon  func(ctx context.Context, v V)
+	erase func(ctx context.Context, v V) error
 
 	mu     sync.RWMutex
 	rows   map[string]*row[V]
@@ -63,7 +64,7 @@ func (t *table[V, K]) create(ctx context.Context, v V) error {
 	if err != nil {
 		// A write that failed late may have happened. If it cannot be taken
 		// back either, the next start finds a record without effects.
-		if undo := t.erase(context.WithoutCancel(ctx), id); undo != nil {
+		if undo := t.erase(context.WithoutCancel(ctx), v); undo != nil {
 			err = errors.Join(err, undo)
 		}
 	}
@@ -142,6 +143,19 @@ func (t *table[V, K]) resolve(prefix string) (string, error) {
 // update replaces the record by what change makes of it: disk first, then the
 // index. An error of change leaves both as they were.
 func (t *table[V, K]) update(ctx context.Context, id string, change func(V) (V, error)) (V, error) {
+	return t.replace(ctx, id, change, func(v V) error { return t.write(ctx, v, false) })
+}
+
+// updateSoon is update for what a crash may undo: the index first, and disk
+// with the next write.
+func (t *table[V, K]) updateSoon(ctx context.Context, id string, change func(V) (V, error)) (V, error) {
+	return t.replace(ctx, id, change, func(v V) error {
+		t.soon(ctx, v)
+		return nil
+	})
+}
+
+func (t *table[V, K]) replace(ctx context.Context, id string, change func(V) (V, error), write func(V) error) (V, error) {
 	var zero V
 	r, old, err := t.take(id)
 	if err != nil {
@@ -155,7 +169,7 @@ func (t *table[V, K]) update(ctx context.Context, id string, change func(V) (V, 
 	if t.id(v) != id || t.key(v) != t.key(old) {
 		return zero, fmt.Errorf("%s %s: an update may not change what identifies it: %w", t.kind, id, errdefs.ErrInvalidArgument)
 	}
-	if err := t.write(ctx, v, false); err != nil {
+	if err := write(v); err != nil {
 		return zero, fmt.Errorf("record %s: %w", t.kind, err)
 	}
 	t.mu.Lock()
@@ -171,7 +185,7 @@ func (t *table[V, K]) remove(ctx context.Context, id string) error {
 		return nil
 	}
 	defer r.turnMu.Unlock()
-	if err := t.erase(ctx, id); err != nil {
+	if err := t.erase(ctx, old); err != nil {
 		return fmt.Errorf("forget %s: %w", t.kind, err)
 	}
 	t.mu.Lock()

@@ -86,6 +86,10 @@ func put(in map[string]encoded, id string, spec []byte, create bool, marshal fun
 	return nil
 }
 
+// WriteSoon implements store.Disk. For a Memory it is a Write whose failure
+// nobody hears of.
+func (m *Memory) WriteSoon(ctx context.Context, c store.Change) { _ = m.Write(ctx, c) }
+
 // Load implements store.Disk.
 func (m *Memory) Load(context.Context) (store.Contents, error) {
 	m.mu.Lock()
@@ -217,6 +221,31 @@ func Suite(t *testing.T, open func(*testing.T) store.Disk, reopen func(t *testin
 		if len(all.Sandboxes)+len(all.Containers)+len(all.Damaged) != 0 {
 			t.Fatalf("left after delete: %+v", all)
 		}
+	})
+	t.Run("SoonKeepsTheOrder", func(t *testing.T) {
+		d := open(t)
+		c := Container(record.NewID(), "c", 0)
+		must(t, d.Write(ctx, store.Change{PutContainer: &c, Create: true}))
+		soon := c
+		soon.Phase, soon.Pid = record.ContainerRunning, 99
+		d.WriteSoon(ctx, store.Change{PutContainer: &soon})
+		last := soon
+		last.Phase, last.Pid = record.ContainerExited, 0
+		must(t, d.Write(ctx, store.Change{PutContainer: &last}))
+		all, err := reopen(t, d).Load(ctx)
+		must(t, err)
+		EqualContainer(t, all.Containers[0], last)
+	})
+	t.Run("SoonGoesWithTheNext", func(t *testing.T) {
+		d := open(t)
+		c, s := Container(record.NewID(), "c", 0), Sandbox("other", 0)
+		must(t, d.Write(ctx, store.Change{PutContainer: &c, Create: true}))
+		c.Phase = record.ContainerRunning
+		d.WriteSoon(ctx, store.Change{PutContainer: &c})
+		must(t, d.Write(ctx, store.Change{PutSandbox: &s, Create: true}))
+		all, err := reopen(t, d).Load(ctx)
+		must(t, err)
+		EqualContainer(t, all.Containers[0], c)
 	})
 	t.Run("ParallelWrites", func(t *testing.T) { parallelWrites(t, open(t), reopen) })
 }
