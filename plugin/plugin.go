@@ -22,12 +22,18 @@ import (
 
 	"github.com/gantry-cri/gantry/config"
 	"github.com/gantry-cri/gantry/plugin/rpc"
+	"github.com/gantry-cri/gantry/plugin/runtime/pool"
 )
 
 // Namespace is the containerd namespace of everything Kubernetes.
 const Namespace = "k8s.io"
 
 func init() {
+	// containerd's task runtime is linked with package pool, so it can only be
+	// missing from a build that nobody could run a pod with.
+	if err := pool.Install(Namespace); err != nil {
+		panic(err)
+	}
 	requires := []plugin.Type{plugins.WarningPlugin}
 	registry.Register(&plugin.Registration{
 		Type: plugins.CRIServicePlugin, ID: "images",

@@ -36,8 +36,8 @@ const (
 	DefaultState   = "/run/containerd"
 	DefaultAddress = "/run/containerd/containerd.sock"
 
-	// namespace is containerd's, for everything the CRI makes.
-	namespace = "k8s.io"
+	// Namespace is containerd's, for everything the CRI makes.
+	Namespace = "k8s.io"
 	// opsSocket is the name of the operations socket in the plugin's state
 	// directory.
 	opsSocket = "gantry.sock"
@@ -155,9 +155,14 @@ func (l Layout) PluginState() string { return filepath.Join(l.State, gantry.Serv
 // OpsSocket is where the daemon tells what is under way.
 func (l Layout) OpsSocket() string { return filepath.Join(l.PluginState(), opsSocket) }
 
-// Bundles is where containerd keeps the bundles of shims.
-func (l Layout) Bundles() string {
-	return filepath.Join(l.State, "io.containerd.runtime.v2.task", namespace)
+// Tasks is where containerd keeps the bundles of shims.
+func (l Layout) Tasks() string { return filepath.Join(l.State, "io.containerd.runtime.v2.task") }
+
+// Bundle is a pattern, in the syntax of filepath.Match, of where the bundle of
+// a pod or container can be below Tasks: gantry's task runtime has a directory
+// for every life of the daemon.
+func (l Layout) Bundle(id string) string {
+	return filepath.Join(l.Tasks(), ".gantry", "*", Namespace, id)
 }
 
 // Attachments is where what CNI plugins were asked for is kept, a file per pod.

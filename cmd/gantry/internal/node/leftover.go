@@ -157,7 +157,7 @@ func (n Node) mounts() ([]trace, error) {
 	var out []trace
 	for _, p := range points {
 		m := part.FindStringSubmatch(p)
-		if m == nil || !within(p, n.Layout.PluginState()) && !within(p, n.Layout.Bundles()) {
+		if m == nil || !within(p, n.Layout.PluginState()) && !within(p, n.Layout.Tasks()) {
 			continue
 		}
 		out = append(out, trace{id: m[1], text: p, there: func() bool {
@@ -196,21 +196,27 @@ func (n Node) shims() ([]trace, error) {
 	var out []trace
 	for _, dir := range dirs {
 		sh, ok := readShim(dir)
-		if !ok || sh.address != strings.TrimPrefix(n.Layout.Address, "unix://") || sh.namespace != filepath.Base(n.Layout.Bundles()) {
+		if !ok || sh.address != strings.TrimPrefix(n.Layout.Address, "unix://") || sh.namespace != daemon.Namespace {
 			continue
 		}
-		bundle := filepath.Join(n.Layout.Bundles(), sh.id)
 		t := trace{id: sh.id, text: fmt.Sprintf("process %s: %s of %s", filepath.Base(dir), sh.program, sh.id)}
-		if !n.exists(bundle) {
-			t.lost, t.text = true, t.text+", whose bundle "+bundle+" is gone"
+		if !n.hasBundle(sh.id) {
+			t.lost, t.text = true, t.text+", whose bundle below "+n.Layout.Tasks()+" is gone"
 		}
 		t.there = func() bool {
 			now, ok := readShim(dir)
-			return ok && now == sh && (!t.lost || !n.exists(bundle))
+			return ok && now == sh && (!t.lost || !n.hasBundle(sh.id))
 		}
 		out = append(out, t)
 	}
 	return out, nil
+}
+
+// hasBundle reports whether there is a bundle of that ID; a pattern of our own
+// making is always a good one.
+func (n Node) hasBundle(id string) bool {
+	found, _ := filepath.Glob(n.path(n.Layout.Bundle(id)))
+	return len(found) > 0
 }
 
 // shim is what a shim's command line says.

@@ -247,10 +247,10 @@ func litter(t *testing.T, n Node, pid, pod string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	line := fmt.Sprintf("%s 1 0:1 / %s/%s/rootfs rw - overlay overlay rw\n", pid, n.Layout.Bundles(), pod)
+	line := fmt.Sprintf("%s 1 0:1 / %s/%s/rootfs rw - overlay overlay rw\n", pid, bundles(n), pod)
 	n.put(t, "/proc/self/mountinfo", string(mounts)+line)
 	n.put(t, "/proc/"+pid+"/cmdline", "/x/containerd-shim-runc-v2\x00-namespace\x00k8s.io\x00-id\x00"+pod+"\x00-address\x00/run/c.sock\x00")
-	n.put(t, n.Layout.Bundles()+"/"+pod+"/config.json", "{}")
+	n.put(t, bundles(n)+"/"+pod+"/config.json", "{}")
 	n.put(t, "/books/pods/10.0.0."+pid, pod+"\neth0")
 	n.put(t, n.Layout.Attachments()+"/"+pod+".json", "{}")
 }
@@ -274,7 +274,7 @@ func TestLeftovers(t *testing.T) {
 	got := bad(n.leftovers(t.Context()))
 	want := []string{
 		"leftovers network namespaces: warning: /netns/" + n.Layout.NetNSPrefix() + dead,
-		"leftovers mounts: warning: " + n.Layout.Bundles() + "/" + dead + "/rootfs",
+		"leftovers mounts: warning: " + bundles(n) + "/" + dead + "/rootfs",
 		"leftovers shims: warning: process 8: containerd-shim-runc-v2 of " + dead,
 		"leftovers addresses: warning: /books/pods/10.0.0.8 for pod " + dead,
 		"leftovers network records: warning: " + n.Layout.Attachments() + "/" + dead + ".json",
@@ -284,11 +284,14 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
+// bundles is where the bundles of the daemon's third life are.
+func bundles(n Node) string { return n.Layout.Tasks() + "/.gantry/3/k8s.io" }
+
 // A shim without its bundle serves nobody, whatever the daemon lists.
 func TestLostBundle(t *testing.T) {
 	n := machine(t)
 	litter(t, n, "7", live)
-	n.remove(t, n.Layout.Bundles()+"/"+live)
+	n.remove(t, bundles(n)+"/"+live)
 	got := bad(n.leftovers(t.Context()))
 	if len(got) != 1 || !strings.Contains(got[0], "whose bundle") {
 		t.Errorf("got %q", got)
