@@ -47,7 +47,9 @@ type Exec struct {
 	copyErr [2]error      // once drained
 }
 
-// NewExec makes the FIFOs and begins to copy. When ctx ends it stops.
+// NewExec makes the FIFOs and begins to copy. When ctx ends no more input is
+// taken. Output is taken until Close: a shim that opens a FIFO which nobody
+// reads would wait in vain, and hear of no signal meanwhile.
 func NewExec(ctx context.Context, cfg ExecConfig) (*Exec, error) {
 	if cfg.Stdin != nil && cfg.CloseStdin == nil {
 		return nil, fmt.Errorf("create exec stdio: stdin needs a way to be closed: %w", errdefs.ErrInvalidArgument)
@@ -61,7 +63,6 @@ func NewExec(ctx context.Context, cfg ExecConfig) (*Exec, error) {
 		return nil, fmt.Errorf("create exec stdio: %w", errors.Join(err, Remove(cfg.Dir)))
 	}
 	ctx, e.cancel = context.WithCancel(ctx)
-	context.AfterFunc(ctx, func() { closeFifos(e.fifos) })
 	var copies sync.WaitGroup
 	for i, f := range e.fifos {
 		to := [2]io.Writer{cfg.Stdout, cfg.Stderr}[i]
