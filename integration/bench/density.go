@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/integration/daemon"
+)
+
+// filling is how many pods are made or removed together to fill a node.
+const filling = 4
+
+// density measures nodes that are full: memory, commands, restart, listings.
+func density(ctx context.Context, b *bench) (_ []table, err error) {
+	nodes, err := b.launch(ctx, daemon.Conflist(conflist))
+	pods := map[*node][]*pod{}
+	defer func() {
+		for n, all := range pods {
+			err = errors.Join(err, n.downMany(context.WithoutCancel(ctx), all, filling))
+		}
+		err = errors.Join(err, retire(nodes))
+	}()
+	if err != nil {
+		return nil, err
+	}
+	fill := func(network cri.NamespaceMode, count int) error {
+		for _, n := range nodes {
+			more, err := n.upMany(ctx, network, count-len(pods[n]), filling)
+			pods[n] = append(pods[n], more...)
+			if err != nil {
+				return fmt.Errorf("fill %s: %w", n.name, err)
+			}
+		}
+		b.progress("density: %d pods on each node, load average %s", count, load())
+		return nil
+	}
+	memory := table{title: fmt.Sprintf("A node with %d pods", b.density)}
+	if err := weigh(&memory.sheet, "no pods", nodes, 0); err != nil {
+		return nil, err
+	}
+	if err := fill(cri.NamespaceMode_POD, b.density); err != nil {
+		return nil, err
+	}
+	tables := []table{memory}
+	err = errors.Join(
+		weigh(&tables[0].sheet, fmt.Sprint(b.density, " pods"), nodes, b.density),
+		b.execs(ctx, &tables[0].sheet, nodes, pods),
+		b.restarts(ctx, &tables[0].sheet, nodes))
+	tables[0].remark = fmt.Sprintf("ExecSync runs `true`, %d times in each of %d rounds; the daemon is killed and started %d times. Load average %s.",
+		b.options.execs, b.rounds, b.options.restarts, load())
+	if err != nil {
+		return tables, err
+	}
+	if err := fill(cri.NamespaceMode_NODE, b.lists); err != nil {
+		return tables, err
+	}
+	lists, err := b.listAll(ctx, nodes)
+	return append(tables, lists), err
+}
+
+// weigh notes the memory of every node.
+func weigh(sh *sheet, when string, nodes []*node, pods int) error {
+	for _, n := range nodes {
+		f, err := n.footprint()
+		if err != nil {
+			return err
+		}
+		sh.note(quantity{name: "daemon's RSS, " + when, unit: "MiB"}, n.name, 0, f.daemonRSS/1024)
+		sh.note(quantity{name: "daemon's PSS, " + when, unit: "MiB"}, n.name, 0, f.daemonPSS/1024)
+		if pods > 0 {
+			sh.note(quantity{name: "shim and pause process, PSS per pod", unit: "MiB", better: 1}, n.name, 0, f.podPSS/1024/float64(pods))
+		}
+	}
+	return nil
+}
+
+// execs measures a command in a container.
+func (b *bench) execs(ctx context.Context, sh *sheet, nodes []*node, pods map[*node][]*pod) error {
+	return turns(b.rounds, nodes, func(round int, n *node) error {
+		var took []float64
+		cpu, _, err := n.cost(func() error {
+			for i := range b.options.execs {
+				p := pods[n][i%len(pods[n])]
+				t := time.Now()
+				r, err := n.Runtime().ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: p.container, Cmd: []string{"true"}, Timeout: 30})
+				if err != nil || r.ExitCode != 0 {
+					return fmt.Errorf("run true: %w", errors.Join(err, fmt.Errorf("exit code %d", r.GetExitCode())))
+				}
+				took = append(took, time.Since(t).Seconds()*1000)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		sh.note(quantity{name: "ExecSync", unit: "ms", high: 0.9, better: 1}, n.name, round, took...)
+		sh.note(quantity{name: "ExecSync, CPU", unit: "ms", better: 1}, n.name, round, cpu/float64(b.options.execs))
+		return nil
+	})
+}
+
+// restarts measures how long a daemon that was killed takes to answer, and
+// until the answer is true.
+func (b *bench) restarts(ctx context.Context, sh *sheet, nodes []*node) error {
+	return turns(b.options.restarts, nodes, func(round int, n *node) error {
+		if err := n.Kill(ctx); err != nil {
+			return err
+		}
+		began := time.Now()
+		started := make(chan error, 1)
+		go func() { started <- n.Start(ctx) }()
+		first, truth, err := n.answers(ctx, b.density)
+		if err := errors.Join(<-started, err); err != nil {
+			return err
+		}
+		sh.note(quantity{name: "restart to first answer", unit: "ms", better: 1}, n.name, round, first.Sub(began).Seconds()*1000)
+		sh.note(quantity{name: "restart to the whole truth", unit: "ms", better: 1}, n.name, round, truth.Sub(began).Seconds()*1000)
+		return n.books.enter(n.PID())
+	})
+}
+
+// askAgain is the pause between two questions to a daemon that starts.
+const askAgain = 2 * time.Millisecond
+
+// answers asks until the daemon lists its pods at all, and then until all of
+// them are ready and their containers run.
+func (n *node) answers(ctx context.Context, pods int) (first, truth time.Time, err error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for truth.IsZero() {
+		ready, running, err := n.ask(ctx)
+		if err == nil && first.IsZero() {
+			first = time.Now()
+		}
+		if err == nil && ready == pods && running == pods {
+			truth = time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return first, truth, fmt.Errorf("wait for %d pods after a restart: %d ready, %d containers running, last error %w: %w", pods, ready, running, err, context.Cause(ctx))
+		case <-time.After(askAgain):
+		}
+	}
+	return first, truth, nil
+}
+
+// ask counts ready pods and running containers over a connection of its own:
+// the harness's would wait before it connects again.
+func (n *node) ask(ctx context.Context) (ready, running int, err error) {
+	probe, err := net.Dial("unix", n.Socket)
+	if err != nil {
+		return 0, 0, err // nobody listens yet
+	}
+	probe.Close()
+	conn, err := grpc.NewClient(n.Endpoint(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		return 0, 0, err
+	}
+	defer conn.Close()
+	rt := cri.NewRuntimeServiceClient(conn)
+	ps, err := rt.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{})
+	if err != nil {
+		return 0, 0, err
+	}
+	cs, err := rt.ListContainers(ctx, &cri.ListContainersRequest{})
+	for _, p := range ps.GetItems() {
+		if p.State == cri.PodSandboxState_SANDBOX_READY {
+			ready++
+		}
+	}
+	for _, c := range cs.GetContainers() {
+		if c.State == cri.ContainerState_CONTAINER_RUNNING {
+			running++
+		}
+	}
+	return ready, running, err
+}
+
+// deviceOf is MAJOR:MINOR of the disk below a path; partitions are throttled
+// with their disk.
+func deviceOf(path string) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return "", fmt.Errorf("find disk of %s: %w", path, err)
+	}
+	device := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	text, err := os.ReadFile("/sys/dev/block/" + device + "/../dev")
+	if err == nil {
+		device = string(text[:len(text)-1])
+	}
+	return device, nil
+}
