@@ -16,8 +16,9 @@ import (
 	"github.com/gantry-cri/gantry/plugin/crilog"
 )
 
-// CaptureLimit is what CRI lets ExecSync return of one stream.
-const CaptureLimit = 16 << 20
+// CaptureLimit is what CRI lets ExecSync return of one stream: 16 MB. With 16
+// MiB the answer would be larger than the messages that gRPC lets through.
+const CaptureLimit = 16_000_000
 
 // execBuffer is what one step of an exec's output takes.
 const execBuffer = 32 << 10
