@@ -197,5 +197,11 @@ func ToGRPC(ctx context.Context, err error) error {
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, err.Error())
 	}
-	return errgrpc.ToGRPC(err)
+	if st, ok := status.FromError(err); ok {
+		return st.Err()
+	}
+	// Of its class alone: errgrpc looks at every error of a chain for details
+	// to send, and panics at one that wraps nothing, such as a failed lookup
+	// of a host's name.
+	return status.Error(status.Code(errgrpc.ToGRPC(errdefs.Resolve(err))), err.Error())
 }

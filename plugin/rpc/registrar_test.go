@@ -67,6 +67,8 @@ func TestErrorsGetTheirStatus(t *testing.T) {
 		{fmt.Errorf("x: %w", context.Canceled), codes.Canceled},
 		{errors.New("x"), codes.Unknown},
 		{status.Error(codes.ResourceExhausted, "x"), codes.ResourceExhausted},
+		{fmt.Errorf("x: %w", status.Error(codes.ResourceExhausted, "y")), codes.ResourceExhausted},
+		{fmt.Errorf("x: %w: %w", errdefs.ErrUnavailable, &net.DNSError{Err: "an error that wraps nothing"}), codes.Unavailable},
 	} {
 		s := &service{version: func(context.Context) error { return c.err }}
 		_, err := serve(t, s, rpc.Options{Namespace: "k8s.io", Ops: &operation.Table{}}).Version(context.Background(), &cri.VersionRequest{})
