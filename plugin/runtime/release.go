@@ -65,7 +65,8 @@ func (t *Tasks) Release(ctx context.Context, id string, spec []byte) error {
 			err = nil
 		}
 	case errdefs.IsNotFound(err):
-		err = nil
+		// It may yet have things on disk that only a delete removes.
+		_, err = t.Delete(ctx, id)
 	}
 	if err != nil {
 		_, killed := t.kill(ctx, id, path)

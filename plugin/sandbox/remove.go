@@ -2,9 +2,11 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -83,19 +85,27 @@ func (s *Service) stop(ctx context.Context, id string) error {
 	if err := s.Containers.StopAll(ctx, id); err != nil {
 		return fmt.Errorf("stop containers: %w", err)
 	}
-	operation.Stage(ctx, "stop sandbox")
-	if err := s.Instances.Stop(ctx, sb); err != nil {
-		return fmt.Errorf("stop sandbox: %w", err)
-	}
-	// The kubelet keeps stopped pods for a while; their shims need not stay.
-	if err := s.Instances.Shutdown(ctx, sb); err != nil {
-		return fmt.Errorf("shut sandbox down: %w", err)
-	}
-	operation.Stage(ctx, "detach network")
-	if err := s.detach(ctx, sb); err != nil {
-		return fmt.Errorf("detach network: %w", err)
-	}
-	return nil
+	operation.Stage(ctx, "stop sandbox, detach network")
+	// Side by side, as they were made: neither needs the other.
+	var g errgroup.Group
+	g.Go(func() error {
+		if err := s.Instances.Stop(ctx, sb); err != nil {
+			return fmt.Errorf("stop sandbox: %w", err)
+		}
+		// The kubelet keeps stopped pods for a while; their shims need not stay.
+		if err := s.Instances.Shutdown(ctx, sb); err != nil {
+			return fmt.Errorf("shut sandbox down: %w", err)
+		}
+		return nil
+	})
+	var detached error
+	g.Go(func() error {
+		if detached = s.detach(ctx, sb); detached != nil {
+			detached = fmt.Errorf("detach network: %w", detached)
+		}
+		return nil
+	})
+	return errors.Join(g.Wait(), detached)
 }
 
 // Remove stops the pod, removes its containers, releases everything and

@@ -80,6 +80,10 @@ func (o *Options) borrow(ic *plugin.InitContext) error {
 	if m, ok := shims.(*v2.ShimManager); ok {
 		o.Daemon.Env = m.Env()
 	}
+	// The manager has put its default there.
+	if c, ok := ic.Plugins().Get(plugins.ShimPlugin, "manager").Config.(*v2.ShimConfig); ok {
+		o.Daemon.SocketDir = c.SocketDir
+	}
 	db, err := ic.GetSingle(plugins.MetadataPlugin)
 	if err != nil {
 		return fmt.Errorf("get metadata database: %w", err)

@@ -63,6 +63,8 @@ type Options struct {
 // Daemon is how shims reach this daemon.
 type Daemon struct {
 	GRPCAddress, TTRPCAddress string
+	// SocketDir is where shims listen.
+	SocketDir string
 	// Env is what shims get besides the daemon's environment.
 	Env []string
 }
@@ -269,6 +271,7 @@ func (p *Pool) Delete(ctx context.Context, id string) (*crt.Exit, error) {
 	if !p.ours(ctx) {
 		return p.Stock.Delete(ctx, id)
 	}
+	defer p.sweepSockets(ctx, id)
 	if s := p.recovered(id); s != nil {
 		return s.delete(ctx)
 	}
