@@ -186,7 +186,7 @@ func (s *Server) containerStatus(c record.Container) *cri.ContainerStatus {
 // stopSignal is the API's name for a signal: its enumeration has letters for
 // the signs in "SIGRTMIN+1".
 func stopSignal(name string) cri.Signal {
-	name = strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(name)
+	name = "SIGNAL_" + strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(name)
 	return cri.Signal(cri.Signal_value[name])
 }
 
