@@ -122,18 +122,22 @@ func podFiles(in *ContainerInput) (list []specs.Mount) {
 	if in.security().GetReadonlyRootfs() {
 		mode = "ro"
 	}
-	for _, f := range []struct{ source, destination, mode string }{
-		{in.Files.Hosts, "/etc/hosts", mode},
-		{in.Files.Hostname, "/etc/hostname", mode},
-		{in.Files.ResolvConf, "/etc/resolv.conf", mode},
-		{in.Files.Shm, shmDir, "rw"},
+	for _, f := range []struct {
+		source, destination string
+		options             []string
+	}{
+		{in.Files.Hosts, "/etc/hosts", []string{mode}},
+		{in.Files.Hostname, "/etc/hostname", []string{mode}},
+		{in.Files.ResolvConf, "/etc/resolv.conf", []string{mode}},
+		// Said again, as a bind mount with options loses those of its source.
+		{in.Files.Shm, shmDir, []string{"nosuid", "noexec", "nodev", "rw"}},
 	} {
 		if f.source == "" {
 			continue
 		}
 		list = append(list, specs.Mount{
 			Destination: f.destination, Type: "bind", Source: f.source,
-			Options: []string{"rbind", rprivate, f.mode},
+			Options: append([]string{"rbind", rprivate}, f.options...),
 		})
 	}
 	return list

@@ -43,7 +43,7 @@ func TestDefaultMounts(t *testing.T) {
 	if got := destinations(s); !slices.Equal(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
-	if m, _ := findMount(s, "/dev/shm"); m.Type != "bind" || m.Source != "/pod/shm" {
+	if m, _ := findMount(s, "/dev/shm"); m.Type != "bind" || m.Source != "/pod/shm" || !slices.Contains(m.Options, "noexec") {
 		t.Errorf("shm: %+v", m)
 	}
 	if s.Linux.RootfsPropagation != "" {
