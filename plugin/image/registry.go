@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
@@ -148,7 +149,7 @@ func (a *access) adopt(hosts []docker.RegistryHost) {
 			merged[k] = append(merged[k], v...)
 		}
 		h.Header = merged
-		h.Authorizer = &boundAuthorizer{inner: h.Authorizer, access: a, headers: merged, scheme: h.Scheme}
+		h.Authorizer = &boundAuthorizer{inner: h.Authorizer, access: a, headers: merged, scheme: h.Scheme, host: h.Host}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -241,7 +242,19 @@ type boundAuthorizer struct {
 	inner   docker.Authorizer
 	access  *access
 	headers http.Header
-	scheme  string
+	// scheme is the configured one of the registry at host. A registry on
+	// loopback that does not speak TLS is reached without: then plain is set.
+	scheme, host string
+	plain        atomic.Bool
+}
+
+// token marks a request for a token with how the registry was reached.
+func (b *boundAuthorizer) token(ctx context.Context) context.Context {
+	scheme := b.scheme
+	if b.plain.Load() {
+		scheme = "http"
+	}
+	return context.WithValue(ctx, tokenKey{}, scheme)
 }
 
 // Authorize is also called for each redirect, with the headers net/http copied
@@ -263,7 +276,7 @@ func (b *boundAuthorizer) Authorize(ctx context.Context, req *http.Request) erro
 		req.Header.Set("Authorization", "Bearer "+c.bearer)
 		return nil
 	}
-	return b.inner.Authorize(context.WithValue(ctx, tokenKey{}, b.scheme), req)
+	return b.inner.Authorize(b.token(ctx), req)
 }
 
 // AddResponses considers a refusal. Answers that cannot change by asking again
@@ -273,12 +286,15 @@ func (b *boundAuthorizer) AddResponses(ctx context.Context, responses []*http.Re
 	refused := func(err error) error {
 		return &statusError{host: last.Request.URL.Host, status: last.Status, code: last.StatusCode, err: err}
 	}
+	if last.Request.URL.Scheme == "http" && strings.EqualFold(last.Request.URL.Host, b.host) {
+		b.plain.Store(true)
+	}
 	c := b.access.credentialsFor(last.Request.URL.Host)
 	sent := last.Request.Header.Get("Authorization")
 	if c != nil && c.bearer != "" || strings.HasPrefix(sent, "Basic ") {
 		return refused(fmt.Errorf("credentials rejected: %w", docker.ErrInvalidAuthorization))
 	}
-	err := b.inner.AddResponses(context.WithValue(ctx, tokenKey{}, b.scheme), responses)
+	err := b.inner.AddResponses(b.token(ctx), responses)
 	if err != nil && !errors.Is(err, errdefs.ErrNotImplemented) {
 		return refused(err)
 	}

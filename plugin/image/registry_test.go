@@ -51,24 +51,32 @@ func TestEveryFormOfCredentials(t *testing.T) {
 		"empty means anonymous":  {registry.Auth{}, &cri.AuthConfig{}, true},
 		"unwanted are not asked": {registry.Auth{}, &cri.AuthConfig{Username: "user", Password: "secret"}, true},
 	} {
-		t.Run(name, func(t *testing.T) {
-			reg := registry.StartT(t, registry.Options{Auth: tc.auth})
-			w := newWorld(t, nil)
-			ref, _ := push(t, reg, "private/app:v1", sample(t, "app", 1))
-			_, err := w.Pull(w.ctx, PullRequest{Ref: ref, Auth: tc.cred})
-			if tc.ok != (err == nil) {
-				t.Fatalf("error %v", err)
-			}
-			if err != nil && !errdefs.IsUnauthorized(err) {
-				t.Errorf("class %v of %v", errdefs.Resolve(err), err)
-			}
-			if err != nil && strings.Contains(err.Error(), "wrong") && tc.cred.GetPassword() == "wrong" && strings.Contains(err.Error(), `"wrong"`) {
-				t.Errorf("the error quotes the password: %v", err)
-			}
-			if n := reg.Count(func(registry.Request) bool { return true }); !tc.ok && n > 4 {
-				t.Errorf("%d requests with credentials that are refused", n)
-			}
-		})
+		for config, paths := range map[string][]string{"": nil, ", hosts directory": {t.TempDir()}} {
+			t.Run(name+config, func(t *testing.T) {
+				reg := registry.StartT(t, registry.Options{Auth: tc.auth})
+				w := newWorld(t, func(o *Options) { o.Registry.ConfigPath = paths })
+				ref, _ := push(t, reg, "private/app:v1", sample(t, "app", 1))
+				_, err := w.Pull(w.ctx, PullRequest{Ref: ref, Auth: tc.cred})
+				checkCredentials(t, reg, tc.cred, tc.ok, err)
+			})
+		}
+	}
+}
+
+// checkCredentials judges the outcome of a pull.
+func checkCredentials(t *testing.T, reg *registry.Registry, cred *cri.AuthConfig, ok bool, err error) {
+	t.Helper()
+	if ok != (err == nil) {
+		t.Fatalf("error %v", err)
+	}
+	if err != nil && !errdefs.IsUnauthorized(err) {
+		t.Errorf("class %v of %v", errdefs.Resolve(err), err)
+	}
+	if err != nil && cred.GetPassword() == "wrong" && strings.Contains(err.Error(), `"wrong"`) {
+		t.Errorf("the error quotes the password: %v", err)
+	}
+	if n := reg.Count(func(registry.Request) bool { return true }); !ok && n > 4 {
+		t.Errorf("%d requests with credentials that are refused", n)
 	}
 }
 
