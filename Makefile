@@ -30,7 +30,7 @@ CNI_PKG       := github.com/containernetworking/plugins/plugins
 CNI_VERSION    = github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=$(shell sed -n "s,.*containernetworking/plugins \\(v[^ ]*\\).*,\\1,p" tools/cni/go.mod)
 cni_path       = $(if $(filter host-local,$(1)),ipam,$(if $(filter bridge loopback ptp,$(1)),main,meta))/$(1)
 
-UNIT_PKGS      = $$(go list ./... | grep -v /integration/)
+UNIT_PKGS      = $$(go list ./... | grep -v /integration/) ./integration/bench
 INTEGRATION_PKGS = $$(go list ./integration/... | grep -v /integration/bench)
 
 ##@ Building

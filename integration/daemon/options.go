@@ -145,7 +145,8 @@ func (s settings) environ(dir string) []string {
 		vars[k] = v
 	}
 	vars["PATH"] = strings.Join(append(s.path, os.Getenv("PATH")), ":")
-	vars["GORACE"] = "log_path=" + filepath.Join(dir, raceLog)
+	// Without a sleep at every exit, which is for late reports of C code.
+	vars["GORACE"] = "atexit_sleep_ms=0 log_path=" + filepath.Join(dir, raceLog)
 	vars["TMPDIR"] = filepath.Join(dir, "tmp")
 	maps.Copy(vars, s.env)
 	name, value, _ := strings.Cut(marker(dir), "=")
