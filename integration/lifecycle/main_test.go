@@ -1,0 +1,34 @@
+// Package lifecycle holds the black-box tests of pods, containers, images,
+// streams and logs: one test per row of the feature inventory, named after it,
+// against a real daemon over its socket.
+//
+// With GANTRY_STOCK=1 the same tests run against containerd as released, which
+// tells a wrong test from a wrong daemon. Start reading at helpers_test.go.
+package lifecycle
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/gantry-cri/gantry/integration/daemon"
+)
+
+// stock says that the daemon under test is containerd's own.
+var stock = os.Getenv("GANTRY_STOCK") != ""
+
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == stubPlugin {
+		os.Exit(stubMain())
+	}
+	daemon.Main(m, options()...)
+}
+
+// options are those of every daemon in this package, the shared one included.
+func options(more ...daemon.Option) []daemon.Option {
+	opts := []daemon.Option{daemon.Edit(addStubHandler), daemon.Edit(addWrappedHandlers)}
+	if stock {
+		opts = append(opts, daemon.Stock())
+	}
+	return append(opts, more...)
+}
