@@ -86,13 +86,19 @@ func defaultMounts(in *ContainerInput, base []specs.Mount) []specs.Mount {
 		return d == cgroupDir || d == shmDir && in.Files.Shm != ""
 	})
 	if in.privileged() {
-		for i, m := range list {
-			if m.Type == "sysfs" {
-				list[i].Options = writable(m.Options)
-			}
-		}
+		list = sysWritable(list)
 	}
 	return append(list, cgroupMount(in))
+}
+
+// sysWritable makes the mounts of sysfs writable.
+func sysWritable(list []specs.Mount) []specs.Mount {
+	for i, m := range list {
+		if m.Type == "sysfs" {
+			list[i].Options = writable(m.Options)
+		}
+	}
+	return list
 }
 
 func writable(options []string) []string {

@@ -159,8 +159,13 @@ func pauseNamespaces(in *PauseInput, base []specs.LinuxNamespace) ([]specs.Linux
 	return append(list, kept(base)...), nil
 }
 
+// pauseMounts mount sysfs writable in a privileged pod: a network namespace has
+// one sysfs, which is read-only for good when its first mount is.
 func pauseMounts(in *PauseInput) []specs.Mount {
 	list := kernelMounts()
+	if in.Config.GetLinux().GetSecurityContext().GetPrivileged() {
+		list = sysWritable(list)
+	}
 	for _, f := range []struct{ source, destination string }{
 		{in.Files.Shm, shmDir},
 		{in.Files.ResolvConf, "/etc/resolv.conf"},

@@ -172,6 +172,18 @@ func TestPause(t *testing.T) {
 	}
 }
 
+func TestPauseSysfs(t *testing.T) {
+	for privileged, want := range map[bool]string{false: "ro", true: "rw"} {
+		s := mustPause(t, func(in *PauseInput) {
+			in.Config.Linux.SecurityContext = &cri.LinuxSandboxSecurityContext{Privileged: privileged}
+		})
+		i := slices.IndexFunc(s.Mounts, func(m specs.Mount) bool { return m.Type == "sysfs" })
+		if i < 0 || !slices.Contains(s.Mounts[i].Options, want) {
+			t.Errorf("privileged %v: mounts are %v", privileged, s.Mounts)
+		}
+	}
+}
+
 func TestPauseErrors(t *testing.T) {
 	for name, tc := range map[string]struct {
 		class  error
