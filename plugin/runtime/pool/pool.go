@@ -105,6 +105,7 @@ func New(ctx context.Context, o Options) (*Pool, error) {
 	if p.own, err = o.New(root, state); err != nil {
 		return nil, err
 	}
+	p.creators()
 	for id, s := range p.shims {
 		o.Background.Go("recover shim of "+id, s.run)
 	}

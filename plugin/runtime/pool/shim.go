@@ -60,6 +60,9 @@ type shim struct {
 	// binary is the shim's program, found before any bundle is removed: those
 	// of containers point to that of their pod. "" if it is not known.
 	binary string
+	// creators are processes that were making the container when the pool
+	// was made.
+	creators []int
 
 	mu      sync.Mutex
 	now     standing
@@ -121,6 +124,7 @@ func (s *shim) serving(ctx context.Context) (*connection, error) {
 func (s *shim) run(ctx context.Context) {
 	ctx = namespaces.WithNamespace(ctx, s.bundle.Namespace)
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("task", s.bundle.ID))
+	s.endCreators(ctx)
 	served, failures := false, 0
 	for pause := retryMin; ; pause = min(2*pause, retryMax) {
 		conn, err := s.connect(ctx)
