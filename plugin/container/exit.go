@@ -2,21 +2,17 @@ package container
 
 import (
 	"context"
-	"math/rand/v2"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
 
-// Retries of what must succeed in the end start after firstRetry and come at
-// most lastRetry apart.
-const (
-	firstRetry = 200 * time.Millisecond
-	lastRetry  = 30 * time.Second
-)
+// retries is for what must succeed in the end.
+var retries = lifecycle.Backoff{First: 200 * time.Millisecond, Last: 30 * time.Second}
 
 // unknownExitCode is the code of a container whose end nobody saw.
 const unknownExitCode = 137
@@ -48,7 +44,7 @@ func (s *Service) watch(c record.Container, l *live, end <-chan ending) {
 		if ctx.Err() != nil {
 			return
 		}
-		s.untilDone(ctx, c.ID, "record an exit", func() error { return s.ended(ctx, c, l, e) })
+		lifecycle.Retry(ctx, "record the exit of container "+c.ID, retries, func() error { return s.ended(ctx, c, l, e) })
 		// In turn with a removal, which would do the same at the same time.
 		done, err := s.turns.Take(ctx, c.ID)
 		if err != nil {
@@ -130,19 +126,4 @@ func (s *Service) reasonOf(ctx context.Context, c record.Container, exit record.
 		return record.ReasonCompleted
 	}
 	return record.ReasonError
-}
-
-// untilDone calls do until it succeeds or ctx ends, less and less often.
-func (s *Service) untilDone(ctx context.Context, id, what string, do func() error) {
-	for wait := firstRetry; ctx.Err() == nil; wait = min(2*wait, lastRetry) {
-		err := do()
-		if err == nil {
-			return
-		}
-		log.G(ctx).WithField("container", id).WithError(err).Warnf("%s: will be tried again in %s", what, wait)
-		select {
-		case <-time.After(wait + rand.N(wait/4)):
-		case <-ctx.Done():
-		}
-	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -42,7 +43,7 @@ func (s *Service) Recover() <-chan struct{} {
 			looked <- struct{}{}
 			if err != nil {
 				log.G(ctx).WithField("container", c.ID).WithError(err).Warn("recover container: will be tried again")
-				s.untilDone(ctx, c.ID, "recover container", func() error { return s.recoverOne(ctx, c.ID) })
+				lifecycle.Retry(ctx, "recover container "+c.ID, retries, func() error { return s.recoverOne(ctx, c.ID) })
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
@@ -53,4 +54,25 @@ func TestPanicEndsOnlyItsGoroutine(t *testing.T) {
 	if err := g.Stop(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestRetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tries, begin := 0, time.Now()
+		lifecycle.Retry(context.Background(), "a test", lifecycle.Backoff{First: time.Second, Last: 4 * time.Second}, func() error {
+			if tries++; tries < 5 {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		// 1 + 2 + 4 + 4 seconds, and up to a quarter more.
+		if took := time.Since(begin); tries != 5 || took < 11*time.Second || took > 14*time.Second {
+			t.Errorf("%d tries in %s", tries, took)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		lifecycle.Retry(ctx, "a test", lifecycle.Backoff{First: time.Second, Last: time.Second}, func() error {
+			cancel()
+			return errors.New("never")
+		})
+	})
 }

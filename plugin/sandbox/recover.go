@@ -3,12 +3,12 @@ package sandbox
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -17,12 +17,8 @@ import (
 // mostly for its shim.
 const recoverAtOnce = 50
 
-// Retries of what must succeed in the end start after firstRetry and come at
-// most lastRetry apart.
-const (
-	firstRetry = 500 * time.Millisecond
-	lastRetry  = time.Minute
-)
+// retries is for what must succeed in the end.
+var retries = lifecycle.Backoff{First: 500 * time.Millisecond, Last: time.Minute}
 
 // Recover starts bringing every pod back to what its record says, in the
 // background: a pod that runs is watched again, one that died is noticed, and a
@@ -81,29 +77,8 @@ func (s *Service) later(id string) {
 
 // retry goes on with one pod until there is nothing left to do.
 func (s *Service) retry(ctx context.Context, id string) {
-	s.pause(ctx, firstRetry)
-	s.untilDone(ctx, "recover sandbox "+id, func() error { return s.recoverOne(ctx, id) })
-}
-
-// untilDone calls do until it succeeds or ctx ends, less and less often.
-func (s *Service) untilDone(ctx context.Context, what string, do func() error) {
-	for wait := firstRetry; ctx.Err() == nil; wait = min(2*wait, lastRetry) {
-		err := do()
-		if err == nil {
-			return
-		}
-		log.G(ctx).WithError(err).Warnf("%s: will be tried again in %s", what, wait)
-		s.pause(ctx, wait)
-	}
-}
-
-// pause waits about d, so that many that failed together do not come back
-// together.
-func (s *Service) pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d + rand.N(d/4)):
-	case <-ctx.Done():
-	}
+	lifecycle.Pause(ctx, retries.First)
+	lifecycle.Retry(ctx, "recover sandbox "+id, retries, func() error { return s.recoverOne(ctx, id) })
 }
 
 // recoverOne does what the pod needs; after an error it must be tried again.
@@ -168,7 +143,7 @@ func (s *Service) watch(sb record.Sandbox, exit <-chan record.Exit) {
 		select {
 		case e := <-exit:
 			reason := fmt.Sprintf("the sandbox's process ended with code %d at %s", e.Code, e.At.Format(time.RFC3339Nano))
-			s.untilDone(ctx, "record the end of sandbox "+sb.ID, func() error { return s.died(ctx, sb.ID, reason) })
+			lifecycle.Retry(ctx, "record the end of sandbox "+sb.ID, retries, func() error { return s.died(ctx, sb.ID, reason) })
 		case <-ctx.Done():
 		}
 	})
