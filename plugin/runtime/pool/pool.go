@@ -169,22 +169,37 @@ func (p *Pool) findIn(ctx context.Context, generation string) error {
 	return nil
 }
 
-// sweepRoot removes the working directories of bundles that a reboot took.
+// sweepRoot removes the working directories of bundles that are not there: a
+// reboot took them, or a daemon ended between the one and the other.
 func (p *Pool) sweepRoot() error {
-	entries, err := os.ReadDir(p.Root)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	works, err := filepath.Glob(filepath.Join(p.Root, "*", p.Namespace, "*"))
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, e := range entries {
-		if _, err := os.Stat(filepath.Join(p.State, e.Name())); errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, os.RemoveAll(filepath.Join(p.Root, e.Name())))
+	for _, work := range works {
+		dir := filepath.Dir(work)
+		generation := filepath.Base(filepath.Dir(dir))
+		if _, err := os.Stat(filepath.Join(p.State, generation, p.Namespace, filepath.Base(work))); errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, os.RemoveAll(work))
 		}
 	}
+	generations, err := filepath.Glob(filepath.Join(p.Root, "*"))
+	if err != nil {
+		return err
+	}
+	for _, g := range generations {
+		// They stay while there is something in them.
+		_ = removeEmpty(filepath.Join(g, p.Namespace), g)
+	}
 	return errors.Join(errs...)
+}
+
+// workDir is the working directory of a bundle. The bundle has a link to it,
+// unless its daemon ended too early.
+func (p *Pool) workDir(bundle string) string {
+	dir := filepath.Dir(bundle)
+	return filepath.Join(p.Root, filepath.Base(filepath.Dir(dir)), p.Namespace, filepath.Base(bundle))
 }
 
 func removeEmpty(dirs ...string) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -233,7 +234,13 @@ func (s *shim) remove(ctx context.Context) error {
 			log.G(ctx).WithError(err).Warn("deactivate the mounts of a task")
 		}
 	}
-	return s.bundle.Delete()
+	if err := s.bundle.Delete(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.pool.workDir(s.bundle.Path)); err != nil {
+		return fmt.Errorf("remove working directory: %w", err)
+	}
+	return nil
 }
 
 func (s *shim) vanish(exit *crt.Exit) {
