@@ -42,7 +42,12 @@ func containerAnnotations(in *ContainerInput, base map[string]string) map[string
 	passThrough(a, in.Config.GetAnnotations(), in.Handler.ContainerAnnotations)
 	a[AnnotationContainerType] = TypeContainer
 	a[AnnotationContainerName] = in.Config.GetMetadata().GetName()
-	a[AnnotationImageName] = in.ImageName
+	// The kubelet asks for an image by its ID, and tells here what it was
+	// asked for itself.
+	a[AnnotationImageName] = in.Config.GetImage().GetUserSpecifiedImage()
+	if a[AnnotationImageName] == "" {
+		a[AnnotationImageName] = in.ImageName
+	}
 	return a
 }
 

@@ -135,6 +135,15 @@ func TestAnnotations(t *testing.T) {
 	}
 }
 
+func TestImageNameIsThatOfTheUser(t *testing.T) {
+	s := mustContainer(t, func(in *ContainerInput) {
+		in.Config.Image = &cri.ImageSpec{Image: "sha256:1", UserSpecifiedImage: "web:latest"}
+	})
+	if got := s.Annotations[AnnotationImageName]; got != "web:latest" {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestPause(t *testing.T) {
 	s := mustPause(t, nil)
 	if s.Hostname != "pod-host" || !s.Root.Readonly || s.Process.User.UID != 65535 || !s.Process.NoNewPrivileges || len(s.Process.Capabilities.Bounding) != 0 || !slices.Equal(s.Process.Args, []string{"/pause"}) {
