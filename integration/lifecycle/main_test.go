@@ -18,15 +18,19 @@ import (
 var stock = os.Getenv("GANTRY_STOCK") != ""
 
 func TestMain(m *testing.M) {
-	if filepath.Base(os.Args[0]) == stubPlugin {
+	switch {
+	case filepath.Base(os.Args[0]) == stubPlugin:
 		os.Exit(stubMain())
+	case isSandboxShim():
+		sandboxShimMain()
+		return
 	}
 	daemon.Main(m, options()...)
 }
 
 // options are those of every daemon in this package, the shared one included.
 func options(more ...daemon.Option) []daemon.Option {
-	opts := []daemon.Option{daemon.Edit(addStubHandler), daemon.Edit(addWrappedHandlers)}
+	opts := []daemon.Option{daemon.Edit(addStubHandler), daemon.Edit(addWrappedHandlers), daemon.Edit(addSandboxHandler)}
 	if stock {
 		opts = append(opts, daemon.Stock())
 	}

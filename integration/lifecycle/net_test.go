@@ -719,6 +719,10 @@ func pingAs(user int, netns, to string) error {
 	})
 }
 
+// The main thread stays with the main goroutine: it cannot end, so it must never
+// be one that changes its namespaces.
+func init() { runtime.LockOSThread() }
+
 // inNetns runs f on a thread in a network namespace, which ends afterwards.
 func inNetns(path string, f func() error) error {
 	done := make(chan error)
