@@ -24,7 +24,8 @@ type Sandbox struct {
 	Phase   Phase
 	// CreatedAt is when the intent was recorded, the CRI "created_at".
 	CreatedAt time.Time
-	// Network is what Attach returned; zero for host network and until then.
+	// Network is what Attach returned, until then the path of the namespace
+	// alone; zero for host network.
 	Network Network
 	// Instance is what runs the sandbox; zero until it was started.
 	Instance Instance
@@ -82,7 +83,8 @@ type Handler struct {
 
 // Network is a pod's attachment as CNI reported it.
 type Network struct {
-	// NetNS is the path of the pod's network namespace, "" for host network.
+	// NetNS is the path of the pod's network namespace, known before it
+	// exists; "" for host network.
 	NetNS string
 	// IPs are the pod's addresses, the primary one first.
 	IPs []string

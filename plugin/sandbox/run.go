@@ -69,6 +69,11 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 	}
 	sb = record.Sandbox{ID: record.NewID(), Config: req.Config, Handler: h, Phase: record.Creating, CreatedAt: time.Now()}
 	operation.From(ctx).SetID(sb.ID)
+	if !sb.HostNetwork() {
+		// With the intent: what a start makes depends on it, and so does what
+		// a recovery has to look for.
+		sb.Network.NetNS = s.Network.NSPath(sb.ID)
+	}
 	if err := s.Store.Create(ctx, sb); err != nil {
 		return sb, err
 	}

@@ -50,6 +50,8 @@ type Files interface {
 
 // Network connects a pod.
 type Network interface {
+	// NSPath is where the pod's network namespace is, or will be.
+	NSPath(id string) string
 	// CreateNS makes the pod's network namespace with its loopback up and
 	// returns its path. One that exists is returned as it is.
 	CreateNS(ctx context.Context, id string) (path string, err error)

@@ -172,6 +172,8 @@ func attachment(sb record.Sandbox) network.Attachment {
 	return network.Attachment{ID: sb.ID, Pod: sb.Config}
 }
 
+func (x connector) NSPath(id string) string { return x.d.w.net.NSPath(id) }
+
 func (x connector) CreateNS(ctx context.Context, id string) (path string, err error) {
 	err = x.d.w.effect(x.d.life, "create netns", func() error { path, err = x.d.w.net.CreateNS(ctx, id); return err })
 	return path, err
