@@ -1,0 +1,308 @@
+package lifecycle
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// withMounts is a sleeper with mounts.
+func (b *box) withMounts(name string, mounts ...*cri.Mount) *cri.ContainerConfig {
+	c := b.sleeper(name)
+	c.Mounts = mounts
+	return c
+}
+
+// mountTmpfs mounts a tmpfs for as long as the test runs.
+func mountTmpfs(t *testing.T, dir string) {
+	t.Helper()
+	if err := errors.Join(os.MkdirAll(dir, 0o755), unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+}
+
+// sharedDir is a directory from and to which mounts propagate.
+func sharedDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	mountTmpfs(t, dir)
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestMNT_01_HostPath(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	dir := t.TempDir()
+	file, link := filepath.Join(dir, "file"), filepath.Join(t.TempDir(), "link")
+	if err := errors.Join(os.WriteFile(file, []byte("from the host\n"), 0o644), os.Symlink(dir, link)); err != nil {
+		t.Fatal(err)
+	}
+	id := b.run(b.withMounts("app",
+		&cri.Mount{HostPath: dir, ContainerPath: "/dir"},
+		&cri.Mount{HostPath: file, ContainerPath: "/one/file"},
+		&cri.Mount{HostPath: link, ContainerPath: "/linked"},
+		&cri.Mount{HostPath: filepath.Join(link, "file"), ContainerPath: "/linked-file"}))
+	for _, path := range []string{"/dir/file", "/one/file", "/linked/file", "/linked-file"} {
+		if got := b.Exec(id, "cat", path); got != "from the host\n" {
+			t.Errorf("%s says %q", path, got)
+		}
+	}
+	b.Exec(id, "sh", "-c", "echo inside >/dir/new; echo more >>/one/file")
+	if text, err := os.ReadFile(filepath.Join(dir, "new")); err != nil || string(text) != "inside\n" {
+		t.Errorf("the host sees %q, %v", text, err)
+	}
+	if text, err := os.ReadFile(file); err != nil || !strings.HasSuffix(string(text), "more\n") {
+		t.Errorf("the host sees %q, %v", text, err)
+	}
+}
+
+func TestMNT_02_MissingHostPath(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	id := b.run(b.withMounts("app", &cri.Mount{HostPath: dir, ContainerPath: "/dir"}))
+	b.Exec(id, "touch", "/dir/x")
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() || !exists(filepath.Join(dir, "x")) {
+		t.Errorf("the directory on the host: %v, %v", info, err)
+	}
+}
+
+func TestMNT_04_Readonly(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	dir := t.TempDir()
+	id := b.run(b.withMounts("app", &cri.Mount{HostPath: dir, ContainerPath: "/ro", Readonly: true}, &cri.Mount{HostPath: dir, ContainerPath: "/rw"}))
+	if out, code := tryExec(t, b.Daemon, id, "touch", "/ro/x"); code == 0 || !strings.Contains(out, "Read-only") {
+		t.Errorf("touch: %q, %d", out, code)
+	}
+	b.Exec(id, "touch", "/rw/y")
+	if exists(filepath.Join(dir, "x")) || !exists(filepath.Join(dir, "y")) {
+		t.Error("the host sees something else")
+	}
+}
+
+// TestMNT_05_RecursiveReadOnly: with it what is mounted below cannot be
+// written either.
+func TestMNT_05_RecursiveReadOnly(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	dir := t.TempDir()
+	mountTmpfs(t, filepath.Join(dir, "sub"))
+	rro := &cri.Mount{HostPath: dir, ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true}
+	id := b.run(b.withMounts("app", rro, &cri.Mount{HostPath: dir, ContainerPath: "/ro", Readonly: true}))
+	for _, path := range []string{"/rro/x", "/rro/sub/x", "/ro/x"} {
+		if out, code := tryExec(t, b.Daemon, id, "touch", path); code == 0 || !strings.Contains(out, "Read-only") {
+			t.Errorf("touch %s: %q, %d", path, out, code)
+		}
+	}
+	b.Exec(id, "touch", "/ro/sub/y")
+	if m := b.status(id).Mounts; len(m) != 2 || !m[0].RecursiveReadOnly || m[1].RecursiveReadOnly {
+		t.Errorf("status has %v", m)
+	}
+	b.refused(b.withMounts("writable", &cri.Mount{HostPath: dir, ContainerPath: "/x", RecursiveReadOnly: true}), codes.InvalidArgument, "recursive_read_only")
+	b.refused(b.withMounts("slave", &cri.Mount{HostPath: dir, ContainerPath: "/x", Readonly: true, RecursiveReadOnly: true,
+		Propagation: cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER}), codes.InvalidArgument, "recursive_read_only")
+}
+
+func TestMNT_06_Propagation(t *testing.T) {
+	b := newBox(t, privileged)
+	dir := sharedDir(t)
+	c := b.privilegedSleeper("app")
+	c.Mounts = []*cri.Mount{
+		{HostPath: dir, ContainerPath: "/private", Propagation: cri.MountPropagation_PROPAGATION_PRIVATE},
+		{HostPath: dir, ContainerPath: "/slave", Propagation: cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
+		{HostPath: dir, ContainerPath: "/shared", Propagation: cri.MountPropagation_PROPAGATION_BIDIRECTIONAL},
+	}
+	id := b.run(c)
+	late := filepath.Join(dir, "late")
+	mountTmpfs(t, late)
+	if err := os.WriteFile(filepath.Join(late, "mark"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := sh(b.Daemon, id, "ls -d /*/late/mark"); got != "/shared/late/mark\n/slave/late/mark" {
+		t.Errorf("a mount of the host is seen at %q", got)
+	}
+	b.Exec(id, "sh", "-c", "for d in private slave shared; do mkdir -p /$d/of-$d && mount -t tmpfs none /$d/of-$d && touch /$d/of-$d/mark; done")
+	t.Cleanup(func() {
+		for _, d := range []string{"of-private", "of-slave", "of-shared"} {
+			_ = unix.Unmount(filepath.Join(dir, d), unix.MNT_DETACH)
+		}
+	})
+	marks, err := filepath.Glob(filepath.Join(dir, "of-*", "mark"))
+	if err != nil || !slices.Equal(marks, []string{filepath.Join(dir, "of-shared", "mark")}) {
+		t.Errorf("the host sees %q, %v", marks, err)
+	}
+	plain := t.TempDir()
+	mountTmpfs(t, plain)
+	if err := unix.Mount("", plain, "", unix.MS_PRIVATE, ""); err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range map[string]cri.MountPropagation{
+		"slave": cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER, "shared": cri.MountPropagation_PROPAGATION_BIDIRECTIONAL,
+	} {
+		c := b.privilegedSleeper(name)
+		c.Mounts = []*cri.Mount{{HostPath: plain, ContainerPath: "/x", Propagation: p}}
+		if _, err := b.create(c); err == nil || !strings.Contains(err.Error(), plain) {
+			t.Errorf("%s of a private mount: %v", name, err)
+		}
+	}
+}
+
+// TestMNT_17_Ordering: parents come before children in whatever order they are
+// asked for, and a mount that is asked for replaces one that is not.
+func TestMNT_17_Ordering(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	dir := t.TempDir()
+	host := func(name string) string {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(path, 0o755), os.WriteFile(filepath.Join(path, "mark-"+name), nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	if err := os.WriteFile(filepath.Join(dir, "hosts"), []byte("10.9.8.7 mine\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	id := b.run(b.withMounts("app",
+		&cri.Mount{HostPath: host("deep"), ContainerPath: "/a/b/c"},
+		&cri.Mount{HostPath: host("top"), ContainerPath: "/a"},
+		&cri.Mount{HostPath: host("middle"), ContainerPath: "/a/b"},
+		&cri.Mount{HostPath: host("shm"), ContainerPath: "/dev/shm"},
+		&cri.Mount{HostPath: filepath.Join(dir, "hosts"), ContainerPath: "/etc/hosts"},
+		&cri.Mount{HostPath: host("sys"), ContainerPath: "/sys/fs/cgroup"}))
+	for path, want := range map[string]string{
+		"/a": "b mark-top", "/a/b": "c mark-middle", "/a/b/c": "mark-deep", "/dev/shm": "mark-shm", "/sys/fs/cgroup": "mark-sys",
+	} {
+		if got := strings.Join(strings.Fields(b.Exec(id, "ls", path)), " "); got != want {
+			t.Errorf("%s has %q, want %q", path, got, want)
+		}
+	}
+	if got := b.Exec(id, "cat", "/etc/hosts"); got != "10.9.8.7 mine\n" {
+		t.Errorf("/etc/hosts says %q", got)
+	}
+}
+
+func TestMNT_22_CgroupMount(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, privileged)
+	try := "d=$(ls -d /sys/fs/cgroup/memory 2>/dev/null || echo /sys/fs/cgroup); mkdir $d/mine && rmdir $d/mine"
+	id := b.run(b.sleeper("normal"))
+	if out, code := tryExec(t, b.Daemon, id, "sh", "-c", try); code == 0 || !strings.Contains(out, "Read-only") {
+		t.Errorf("normal: %q, %d", out, code)
+	}
+	b.Exec(b.run(b.privilegedSleeper("privileged")), "sh", "-c", try)
+}
+
+func TestCTR_22_StatusMounts(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	asked := []*cri.Mount{
+		{HostPath: t.TempDir(), ContainerPath: "/plain"},
+		{HostPath: t.TempDir(), ContainerPath: "/ro", Readonly: true},
+		{HostPath: t.TempDir(), ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true},
+		{HostPath: sharedDir(t), ContainerPath: "/slave", Propagation: cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
+	}
+	got := b.status(b.mustCreate(b.withMounts("app", asked...))).Mounts
+	if len(got) != len(asked) {
+		t.Fatalf("status has %v", got)
+	}
+	for i, m := range asked {
+		if !proto.Equal(m, got[i]) {
+			t.Errorf("status has %v, asked was %v", got[i], m)
+		}
+	}
+}
+
+func TestDEV_01_Devices(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	dir := t.TempDir()
+	link, nodes := filepath.Join(dir, "link"), filepath.Join(dir, "nodes")
+	if err := errors.Join(os.Symlink("/dev/fuse", link), os.Mkdir(nodes, 0o755),
+		unix.Mknod(filepath.Join(nodes, "one"), unix.S_IFCHR|0o666, int(unix.Mkdev(10, 229))),
+		unix.Mknod(filepath.Join(nodes, "two"), unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200)))); err != nil {
+		t.Fatal(err)
+	}
+	for perms, want := range map[string]string{"rwm": "rw", "r": "r", "w": "w", "rw": "rw"} {
+		c := b.sleeper("perms-" + perms)
+		c.Devices = []*cri.Device{{HostPath: "/dev/fuse", ContainerPath: "/dev/mine", Permissions: perms}}
+		id := b.run(c)
+		got := ""
+		for mode, redirect := range map[string]string{"r": "<", "w": ">"} {
+			if _, code := tryExec(t, b.Daemon, id, "sh", "-c", ": "+redirect+"/dev/mine"); code == 0 {
+				got = strings.Join(slices.Sorted(slices.Values(append(strings.Split(got, ""), mode))), "")
+			}
+		}
+		if got != want {
+			t.Errorf("permissions %s allow %q", perms, got)
+		}
+	}
+	c := b.sleeper("sources")
+	c.Devices = []*cri.Device{
+		{HostPath: link, ContainerPath: "/dev/linked", Permissions: "rw"},
+		{HostPath: nodes, ContainerPath: "/dev/nodes", Permissions: "rw"},
+		{HostPath: "/dev/net/tun", Permissions: "rw"},
+	}
+	id := b.run(c)
+	got := sh(b.Daemon, id, "stat -c '%n %t:%T' /dev/linked /dev/nodes/one /dev/nodes/two; : <>/dev/linked; : <>/dev/nodes/one")
+	if want := "/dev/linked a:e5\n/dev/nodes/one a:e5\n/dev/nodes/two a:c8"; got != want {
+		t.Errorf("devices are %q, want %q", got, want)
+	}
+	c = b.sleeper("missing")
+	c.Devices = []*cri.Device{{HostPath: "/dev/no-such", ContainerPath: "/dev/x", Permissions: "rw"}}
+	if _, err := b.create(c); err == nil || !strings.Contains(err.Error(), "/dev/no-such") {
+		t.Errorf("a missing device: %v", err)
+	}
+}
+
+// TestDEV_03_PrivilegedDevices: a privileged container has every node of the
+// host that is there when it is made.
+func TestDEV_03_PrivilegedDevices(t *testing.T) {
+	b := newBox(t, privileged)
+	fresh := fmt.Sprintf("/dev/gantry-test-%d", os.Getpid())
+	if err := unix.Mknod(fresh, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 229))); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(fresh)
+	id := b.run(b.privilegedSleeper("app"))
+	inside := strings.Fields(sh(b.Daemon, id, "find /dev -type c -o -type b"))
+	var missing []string
+	err := filepath.WalkDir("/dev", func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (path == "/dev/pts" || path == "/dev/shm" || path == "/dev/mqueue") {
+			return filepath.SkipDir
+		}
+		device := d.Type()&os.ModeDevice != 0
+		if device && path != "/dev/console" && path != "/dev/ptmx" && !slices.Contains(inside, path) {
+			missing = append(missing, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(missing) > 0 || !slices.Contains(inside, fresh) {
+		t.Errorf("not inside are %q", missing)
+	}
+	b.Exec(id, "sh", "-c", ": <>"+fresh)
+}
