@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -164,14 +165,25 @@ func (in *Instance) spawn() error {
 	// A test that dies takes its daemon along; a ^C at the terminal is for the
 	// test alone, which then stops the daemon.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		return err
-	}
 	r := &run{cmd: cmd, ended: make(chan struct{})}
+	started := make(chan error, 1)
 	go func() {
+		// The kernel sends Pdeathsig when the thread that forked ends, and
+		// threads end with the goroutines of tests that enter namespaces. This
+		// one stays until the daemon is gone.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err != nil {
+			return
+		}
 		r.err = cmd.Wait()
 		close(r.ended)
 	}()
+	if err := <-started; err != nil {
+		return err
+	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.run = r

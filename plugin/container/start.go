@@ -101,12 +101,13 @@ func (s *Service) release(ctx context.Context, u *undo.Stack, sb record.Sandbox,
 	}
 	exit := s.subscribe(task) // before it can end
 	operation.Stage(ctx, "start task")
+	started := time.Now() // a container that ends at once does not end before it
 	if err := task.Start(ctx); err != nil {
 		return err
 	}
 	// After a crash the runtime tells the same, so nobody waits for the disk.
 	c, err = s.Store.MoveSoon(ctx, c.ID, record.Released, func(r *record.Container) {
-		r.Pid, r.StartedAt = pid, time.Now()
+		r.Pid, r.StartedAt = pid, started
 	})
 	if err != nil {
 		return err
