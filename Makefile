@@ -9,7 +9,7 @@ SHELL         := /bin/bash
 VERSION       ?= 0.1.0
 CONTAINERD    := $(shell sed -n 's,^\tgithub.com/containerd/containerd/v2 v,,p' go.mod)
 REVISION      := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-FUZZTIME      ?= 10s
+FUZZTIME      ?= 10000x
 TEST_TIMEOUT  ?= 18m
 RUN           ?=
 OUT           := out
@@ -119,7 +119,7 @@ fault: race pinned ## crashes and stalls, the long way: 200 random kill -9 (root
 		-race -count=1 -v -timeout 1h -run 'LIF_|RTH_1|LOG_09|POD_02' ./integration/lifecycle
 
 .PHONY: fuzz
-fuzz: generated ## every fuzz target for FUZZTIME (10s)
+fuzz: generated ## every fuzz target for FUZZTIME (10000x)
 	@scripts/fuzz $(FUZZTIME)
 
 .PHONY: bench
