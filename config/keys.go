@@ -51,6 +51,8 @@ type Key struct {
 	Doc string
 	// same are values that mean the same as the default.
 	same []any
+	// own marks a key that containerd does not have: its CRI drops it.
+	own bool
 	// deprecation is containerd's ID for a Deprecated key.
 	deprecation deprecation.Warning
 	// group is the table that is warned about once in place of its keys.
@@ -70,6 +72,10 @@ const (
 	// that keeps the output open hold a call, a stream and its memory for
 	// ever (CVE-2026-53495).
 	defaultDrain = 5 * time.Second
+
+	// defaultNetworkReady bridges the restart of a network's agent. It is far
+	// below the time that a kubelet gives a pod's start.
+	defaultNetworkReady = 30 * time.Second
 
 	// The defaults that containerd has for an empty string.
 	defaultStatsPeriod    = time.Second
@@ -187,6 +193,8 @@ var runtimeKeys = []Key{
 		Doc:  "Make no directories for the volumes that an image declares."},
 	{Plugin: RuntimePlugin, Path: "netns_mounts_under_state_dir", Default: false,
 		Doc: "Keep network namespaces under the plugin's state directory instead of /var/run/netns. Change it only on a node without pods."},
+	{Plugin: RuntimePlugin, Path: "default_sysctls", Default: []string{}, own: true,
+		Doc: "gantry's own. Kernel settings, as \"name=value\", of every pod that has the namespace they belong to for itself and does not set them."},
 	{Plugin: RuntimePlugin, Path: "enable_unprivileged_ports", Default: true,
 		Doc: "Let every process of a pod with a network of its own bind ports below 1024."},
 	{Plugin: RuntimePlugin, Path: "enable_unprivileged_icmp", Default: true,
@@ -222,6 +230,14 @@ var runtimeKeys = []Key{
 		Doc: "Which of a pod's addresses is the first: \"ipv4\" (also \"\"), \"ipv6\", or \"cni\" for the plugins' order."},
 	{Plugin: RuntimePlugin, Path: "cni.use_internal_loopback", Default: false,
 		Doc: "Bring up the loopback interface without the CNI plugin for it."},
+	{Plugin: RuntimePlugin, Path: "cni.default_network", Default: "", own: true,
+		Doc: "gantry's own. Name of the network, of those in conf_dir, that gives pods their addresses. Empty means the first by file name."},
+	{Plugin: RuntimePlugin, Path: "cni.ready_timeout", Default: defaultNetworkReady, own: true,
+		Doc: "gantry's own. How long a pod that starts waits for a network that is not ready, because its configuration or a plugin is missing or STATUS fails. \"0s\" means not at all."},
+	{Plugin: RuntimePlugin, Path: "cni.status_grace_period", Default: time.Duration(0), own: true,
+		Doc: "gantry's own. How long the network of the node counts as ready after STATUS began to fail, for plugins that are being upgraded."},
+	{Plugin: RuntimePlugin, Path: "cni.check_on_start", Default: false, own: true,
+		Doc: "gantry's own. After a start of the daemon, ask the plugins (CNI CHECK) whether the network of every pod that runs is as it was made, and log what is not."},
 
 	{Plugin: RuntimePlugin, Path: "containerd.default_runtime_name", Default: defaultHandlerName,
 		Doc: "Runtime handler of the pods that name none."},

@@ -40,6 +40,9 @@ type Runtime struct {
 	NetNSMountsUnderStateDir bool
 	EnableUnprivilegedPorts  bool
 	EnableUnprivilegedICMP   bool
+	// DefaultSysctls are kernel settings by name, with the value of the last
+	// entry that names one.
+	DefaultSysctls map[string]string
 
 	// MaxLogLine is the length in bytes at which a log line is split, 0 for
 	// none.
@@ -109,6 +112,12 @@ type CNI struct {
 	ConfTemplate        string
 	IPPreference        IPPreference
 	UseInternalLoopback bool
+	// DefaultNetwork is "" for the first by file name.
+	DefaultNetwork string
+	// ReadyTimeout is 0 for no waiting.
+	ReadyTimeout time.Duration
+	StatusGrace  time.Duration
+	CheckOnStart bool
 }
 
 // IPPreference is which of a pod's addresses comes first.
@@ -129,6 +138,7 @@ func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
 	w.legacy(v)
 	out := runtimeFlags(v)
 	out.CNI = w.cni(v.table("cni"))
+	out.DefaultSysctls = w.sysctls(v.list("default_sysctls"))
 	out.DefaultHandler = v.str("containerd.default_runtime_name")
 	out.Handlers = map[string]Handler{}
 	runtimes := v.table("containerd.runtimes")
@@ -202,6 +212,20 @@ func (w *walker) checkRuntime(r Runtime) {
 	}
 }
 
+// sysctls reads "name=value" entries.
+func (w *walker) sysctls(entries []string) map[string]string {
+	set := map[string]string{}
+	for _, e := range entries {
+		name, value, ok := strings.Cut(e, "=")
+		if name, value = strings.TrimSpace(name), strings.TrimSpace(value); !ok || name == "" {
+			w.fail([]string{"default_sysctls"}, "%q is not of the form \"name=value\"", e)
+			continue
+		}
+		set[name] = value
+	}
+	return set
+}
+
 func (w *walker) cni(v values) CNI {
 	out := CNI{
 		BinDirs:             v.list("bin_dirs"),
@@ -211,6 +235,10 @@ func (w *walker) cni(v values) CNI {
 		ConfTemplate:        v.str("conf_template"),
 		IPPreference:        IPPreference(v.str("ip_pref")),
 		UseInternalLoopback: v.bool("use_internal_loopback"),
+		DefaultNetwork:      v.str("default_network"),
+		ReadyTimeout:        v.duration("ready_timeout", 0),
+		StatusGrace:         v.duration("status_grace_period", 0),
+		CheckOnStart:        v.bool("check_on_start"),
 	}
 	for _, dir := range out.BinDirs {
 		w.absolute(dir, "cni", "bin_dirs")

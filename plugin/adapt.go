@@ -38,6 +38,10 @@ func (n networks) attachment(sb record.Sandbox) network.Attachment {
 	return a
 }
 
+func (n networks) Await(ctx context.Context, sb record.Sandbox) error {
+	return n.Networks.Await(ctx, n.attachment(sb))
+}
+
 func (n networks) Attach(ctx context.Context, sb record.Sandbox) (record.Network, error) {
 	return n.Networks.Attach(ctx, n.attachment(sb), sb.Network.NetNS)
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/network"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/podfiles"
+	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/rpc"
 	"github.com/gantry-cri/gantry/plugin/runtime"
 	gsandbox "github.com/gantry-cri/gantry/plugin/sandbox"
@@ -67,12 +68,14 @@ type services struct {
 	sandboxes  *gsandbox.Service
 	containers *container.Service
 	networks   *network.Networks
-	handlers   *handler.Handlers
-	streaming  *stream.Server
-	background *lifecycle.Group
-	ops        *operation.Table
-	store      *store.Store
-	opsPath    string
+	// checkNetworks asks for CNI CHECK of all pods after the start.
+	checkNetworks bool
+	handlers      *handler.Handlers
+	streaming     *stream.Server
+	background    *lifecycle.Group
+	ops           *operation.Table
+	store         *store.Store
+	opsPath       string
 }
 
 // node is what containerd and the machine offer.
@@ -171,11 +174,14 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if err != nil {
 		return err
 	}
+	if err := spec.CheckDefaultSysctls(cfg.runtime.DefaultSysctls); err != nil {
+		return fmt.Errorf("configure default_sysctls: %w", err)
+	}
 	nets, err := newNetworks(n, s.handlers, cfg.runtime)
 	if err != nil {
 		return err
 	}
-	s.networks = nets.Networks
+	s.networks, s.checkNetworks = nets.Networks, cfg.runtime.CNI.CheckOnStart
 	gen := &generator{handlers: s.handlers, containers: s.store.Containers, files: files, host: n.facts, policy: policyOf(cfg.runtime)}
 	hierarchies, err := runtime.NewHierarchies()
 	if err != nil {
@@ -245,7 +251,25 @@ func (s *services) start() {
 		if err := s.networks.GC(ctx, s.livePods); err != nil {
 			log.G(ctx).WithError(err).Warn("release network leftovers")
 		}
+		if s.checkNetworks {
+			s.checkPodNetworks(ctx)
+		}
 	})
+}
+
+// checkPodNetworks logs which running pods' networks are not as CNI made them.
+// One after the other: it is nothing that anybody waits for.
+func (s *services) checkPodNetworks(ctx context.Context) {
+	for _, sb := range s.store.Sandboxes.List() {
+		if sb.Phase != record.Ready || sb.HostNetwork() || ctx.Err() != nil {
+			continue
+		}
+		if err := s.networks.Check(ctx, sb.ID); err != nil {
+			m := sb.Config.GetMetadata()
+			log.G(ctx).WithError(err).WithFields(log.Fields{"sandbox": sb.ID, "pod": m.GetNamespace() + "/" + m.GetName()}).
+				Warn("the network of a pod is not as it was made; delete the pod to have it made anew")
+		}
+	}
 }
 
 // livePods are the pods whose network is not to be touched: all there are.
@@ -300,6 +324,7 @@ func policyOf(c config.Runtime) spec.Policy {
 		DisableProcMount: c.DisableProcMount, UnsetSeccompProfile: c.UnsetSeccompProfile, RestrictOOMScoreAdj: c.RestrictOOMScoreAdj,
 		TolerateMissingHugetlb: c.TolerateMissingHugetlbController, DisableHugetlb: c.DisableHugetlbController,
 		UnprivilegedPorts: c.EnableUnprivilegedPorts, UnprivilegedICMP: c.EnableUnprivilegedICMP,
+		DefaultSysctls:  c.DefaultSysctls,
 		DisableAppArmor: c.DisableAppArmor, EnableSELinux: c.EnableSELinux, DeviceOwnership: c.DeviceOwnershipFromSecurityContext,
 	}
 }
@@ -308,6 +333,7 @@ func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks
 	cfg := network.Config{
 		NetNSDir: netnsDir, ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, MaxConfNum: c.CNI.MaxConfNum,
 		SetupSerially: c.CNI.SetupSerially, IPPref: network.IPPref(c.CNI.IPPreference), ConfTemplate: c.CNI.ConfTemplate,
+		DefaultNetwork: c.CNI.DefaultNetwork, StatusGrace: c.CNI.StatusGrace, ReadyTimeout: c.CNI.ReadyTimeout,
 		// Not below the state directory: after a reboot the plugins' books
 		// still have what is to be given back.
 		CacheDir: filepath.Join(n.rootDir, "network"),

@@ -153,7 +153,7 @@ var stubNetwork = daemon.Edit(func(in *daemon.Instance, _ daemon.Config) {
 
 func TestNET_06_ConfDir(t *testing.T) {
 	t.Parallel()
-	d := start(t, daemon.Conflist(""))
+	d := start(t, daemon.Conflist(""), daemon.Set("0s", "plugins", daemon.RuntimePlugin, "cni", "ready_timeout"))
 	write := func(name, address string) {
 		t.Helper()
 		text := strings.Replace(stubConflist(d.Dir), `"control"`, fmt.Sprintf(`"addresses": [%q], "control"`, address), 1)

@@ -80,6 +80,9 @@ type Config struct {
 	// StatusGrace is how long a ready network stays ready although STATUS
 	// fails, for plugins that are being upgraded (none).
 	StatusGrace time.Duration
+	// ReadyTimeout is how long Await waits for a network that is not ready
+	// (not at all).
+	ReadyTimeout time.Duration
 }
 
 const (

@@ -73,6 +73,10 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 		// With the intent: what a start makes depends on it, and so does what
 		// a recovery has to look for.
 		sb.Network.NetNS = s.Network.NSPath(sb.ID)
+		operation.Stage(ctx, "wait for the network")
+		if err := s.Network.Await(ctx, sb); err != nil {
+			return sb, err
+		}
 	}
 	if err := s.Store.Create(ctx, sb); err != nil {
 		return sb, err

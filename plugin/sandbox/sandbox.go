@@ -52,6 +52,10 @@ type Files interface {
 type Network interface {
 	// NSPath is where the pod's network namespace is, or will be.
 	NSPath(id string) string
+	// Await returns when the pod's network can be attached, or after a while
+	// in which it did not become so; Attach tells why. The error is that of
+	// ctx.
+	Await(context.Context, record.Sandbox) error
 	// CreateNS makes the pod's network namespace with its loopback up and
 	// returns its path. One that exists is returned as it is.
 	CreateNS(ctx context.Context, id string) (path string, err error)

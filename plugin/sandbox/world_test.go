@@ -174,6 +174,10 @@ func attachment(sb record.Sandbox) network.Attachment {
 
 func (x connector) NSPath(id string) string { return x.d.w.net.NSPath(id) }
 
+func (x connector) Await(ctx context.Context, _ record.Sandbox) error {
+	return x.d.w.effect(x.d.life, "await network", func() error { return ctx.Err() })
+}
+
 func (x connector) CreateNS(ctx context.Context, id string) (path string, err error) {
 	err = x.d.w.effect(x.d.life, "create netns", func() error { path, err = x.d.w.net.CreateNS(ctx, id); return err })
 	return path, err

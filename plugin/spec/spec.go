@@ -66,8 +66,11 @@ type Policy struct {
 	// UnprivilegedPorts and UnprivilegedICMP let pods with a network of their
 	// own bind low ports and send pings without privilege.
 	UnprivilegedPorts, UnprivilegedICMP bool
-	DisableAppArmor                     bool
-	EnableSELinux                       bool
+	// DefaultSysctls are set in each pod that has their namespace for itself
+	// and does not set them. CheckDefaultSysctls has passed.
+	DefaultSysctls  map[string]string
+	DisableAppArmor bool
+	EnableSELinux   bool
 	// DeviceOwnership gives devices to run_as_user and run_as_group.
 	DeviceOwnership bool
 }

@@ -2,11 +2,13 @@ package spec
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/facts"
@@ -48,6 +50,15 @@ func Sysctls(pod *cri.PodSandboxConfig, p Policy, host facts.Host) (map[string]s
 		}
 		set[dotted] = value
 	}
+	for name, value := range p.DefaultSysctls {
+		dotted, kind, err := sysctlKind(name, value)
+		if err != nil {
+			return nil, fmt.Errorf("default_sysctls: %w", err)
+		}
+		if _, given := set[dotted]; !given && !shares(pod, kind) {
+			set[dotted] = value
+		}
+	}
 	if podOptions(pod).GetNetwork() == cri.NamespaceMode_POD {
 		if _, given := set[unprivilegedPorts]; !given && p.UnprivilegedPorts && host.UnprivilegedPorts {
 			set[unprivilegedPorts] = "0"
@@ -60,29 +71,54 @@ func Sysctls(pod *cri.PodSandboxConfig, p Policy, host facts.Host) (map[string]s
 	return set, nil
 }
 
+// CheckDefaultSysctls reports what in a policy's DefaultSysctls could be set in
+// no pod.
+func CheckDefaultSysctls(set map[string]string) error {
+	for _, name := range slices.Sorted(maps.Keys(set)) {
+		if _, _, err := sysctlKind(name, set[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func checkSysctl(pod *cri.PodSandboxConfig, name, value string) (dotted string, err error) {
 	field := fmt.Sprintf("config.linux.sysctls[%q]", name)
-	if len(name) > maxSysctl || !sysctlName.MatchString(name) {
-		return "", fmt.Errorf("%s: not a name of a kernel setting: %w", field, errdefs.ErrInvalidArgument)
+	dotted, kind, err := sysctlKind(name, value)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", field, err)
 	}
-	if len(value) > maxSysctl || !sysctlValue.MatchString(value) {
-		return "", fmt.Errorf("%s: value %.64q has characters no setting needs: %w", field, value, errdefs.ErrInvalidArgument)
-	}
-	dotted = dottedSysctl(name)
-	o := podOptions(pod)
-	var shared bool
-	switch {
-	case strings.HasPrefix(dotted, "net."), dotted == "kernel.domainname":
-		shared = o.GetNetwork() == cri.NamespaceMode_NODE
-	case strings.HasPrefix(dotted, "fs.mqueue."), slices.Contains(ipcSysctls, dotted):
-		shared = o.GetIpc() == cri.NamespaceMode_NODE
-	default:
-		return "", fmt.Errorf("%s: not a setting of a namespace: %w", field, errdefs.ErrInvalidArgument)
-	}
-	if shared {
+	if shares(pod, kind) {
 		return "", fmt.Errorf("%s: the pod shares this namespace with the host: %w", field, errdefs.ErrInvalidArgument)
 	}
 	return dotted, nil
+}
+
+// sysctlKind returns a setting's dotted name and the namespace it belongs to.
+func sysctlKind(name, value string) (dotted string, kind specs.LinuxNamespaceType, err error) {
+	if len(name) > maxSysctl || !sysctlName.MatchString(name) {
+		return "", "", fmt.Errorf("%.64q is not a name of a kernel setting: %w", name, errdefs.ErrInvalidArgument)
+	}
+	if len(value) > maxSysctl || !sysctlValue.MatchString(value) {
+		return "", "", fmt.Errorf("value %.64q has characters no setting needs: %w", value, errdefs.ErrInvalidArgument)
+	}
+	dotted = dottedSysctl(name)
+	switch {
+	case strings.HasPrefix(dotted, "net."), dotted == "kernel.domainname": // a pod's host name goes with its network
+		return dotted, specs.NetworkNamespace, nil
+	case strings.HasPrefix(dotted, "fs.mqueue."), slices.Contains(ipcSysctls, dotted):
+		return dotted, specs.IPCNamespace, nil
+	}
+	return "", "", fmt.Errorf("%s is not a setting of a namespace: %w", dotted, errdefs.ErrInvalidArgument)
+}
+
+// shares tells whether the pod has a kind of namespace from the host.
+func shares(pod *cri.PodSandboxConfig, kind specs.LinuxNamespaceType) bool {
+	o := podOptions(pod)
+	if kind == specs.IPCNamespace {
+		return o.GetIpc() == cri.NamespaceMode_NODE
+	}
+	return o.GetNetwork() == cri.NamespaceMode_NODE
 }
 
 // dottedSysctl returns the dotted form of a name. The first separator decides
