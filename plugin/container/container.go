@@ -209,8 +209,9 @@ type live struct {
 	stream Stream // guarded by Service.mu; nil while there is none yet
 	// exited is closed when the exit is in the record.
 	exited chan struct{}
-	// silent says that the runtime does not answer for it.
-	silent bool // guarded by Service.mu
+	// silent is since when the runtime does not answer for it, zero while it
+	// does.
+	silent time.Time // guarded by Service.mu
 }
 
 // New returns the service. Recover must be called once.
@@ -235,12 +236,18 @@ func made(all []record.Container) []record.Container {
 // Get returns the container with that ID or unique prefix.
 func (s *Service) Get(id string) (record.Container, error) { return s.Store.Resolve(id) }
 
-// Silent reports whether nobody can tell at the moment what the container does.
+// silence is how long the runtime of a container may be silent before nobody can
+// tell what the container does. Until then the last that was known counts: a
+// kubelet kills and replaces a container of which it hears that nobody knows,
+// and a shim on a busy node that is slow to answer is no reason for that.
+const silence = 5 * time.Minute
+
+// Silent reports whether nobody can tell any more what the container does.
 func (s *Service) Silent(id string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l, ok := s.live[id]
-	return ok && l.silent
+	return ok && !l.silent.IsZero() && time.Since(l.silent) >= silence
 }
 
 func (s *Service) lookup(id string) (*live, bool) {
@@ -265,13 +272,16 @@ func (s *Service) enter(id string) *live {
 func (s *Service) setStream(l *live, stream Stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l.stream, l.silent = stream, false
+	l.stream, l.silent = stream, time.Time{}
 }
 
-func (s *Service) setSilent(l *live, silent bool) {
+// setSilent notes that the runtime does not answer for a container.
+func (s *Service) setSilent(l *live) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	l.silent = silent
+	if l.silent.IsZero() {
+		l.silent = time.Now()
+	}
 }
 
 func (s *Service) streamOf(l *live) Stream {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/undo"
@@ -57,7 +58,10 @@ func (s *Service) createOnce(ctx context.Context, sb record.Sandbox, key record.
 	case !found:
 	case old.Phase == record.ContainerCreated && proto.Equal(old.Config, req.Config):
 		return old.ID, nil // an earlier client did not hear that it is done
-	case old.Phase == record.ContainerCreating, old.Phase == record.ContainerExited && old.Spec == nil:
+	case old.Phase == record.ContainerCreating, old.Phase == record.ContainerExited && old.Spec == nil,
+		// It has never run. A kubelet that did not hear of it asks for another:
+		// the file it mounts for the termination message has a new name each time.
+		old.Phase == record.ContainerCreated:
 		operation.Stage(ctx, "release what an earlier creation left")
 		if err := s.Remove(ctx, old.ID); err != nil {
 			return "", fmt.Errorf("release what an earlier creation left: %w", err)
@@ -105,9 +109,13 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 		return c, fmt.Errorf("generate specification: %w", err)
 	}
 	operation.Stage(ctx, "commit record")
-	return s.Store.Move(ctx, c.ID, record.Prepared, func(r *record.Container) {
+	made, err := s.Store.Move(ctx, c.ID, record.Prepared, func(r *record.Container) {
 		r.Spec, r.User, r.Mounts, r.StopSignal = spec.JSON, spec.User, spec.Mounts, spec.StopSignal
 	})
+	if err != nil {
+		return c, err // with its ID, for settle
+	}
+	return made, nil
 }
 
 // admits refuses a pod that is not ready.
@@ -136,10 +144,14 @@ func (s *Service) settle(ctx context.Context, u *undo.Stack, c record.Container,
 	if left == nil {
 		return failure
 	}
-	log.G(ctx).WithField("container", c.ID).WithError(left).Warn("a failed creation left something; removing the container retries")
+	log.G(ctx).WithField("container", c.ID).WithError(left).Warn("a failed creation left something; it will be tried again")
 	if _, err := s.Store.Move(ctx, c.ID, record.Exited, failed(failure)); err != nil {
 		log.G(ctx).WithField("container", c.ID).WithError(err).Error("record of a failed creation cannot be written")
 	}
+	s.Background.Go("release container "+c.ID, func(ctx context.Context) {
+		lifecycle.Pause(ctx, retries.First)
+		lifecycle.Retry(ctx, "release container "+c.ID, retries, func() error { return s.recoverOne(ctx, c.ID) })
+	})
 	return fmt.Errorf("%w (and releasing it: %w; container %s is kept as exited)", failure, left, c.ID)
 }
 

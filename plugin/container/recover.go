@@ -17,13 +17,17 @@ import (
 // waits mostly for its shim.
 const recoverAtOnce = 50
 
+// asks is for a runtime that does not answer: a question costs nothing, and an
+// end is to be heard of soon after it answers again.
+var asks = lifecycle.Backoff{First: 200 * time.Millisecond, Last: 2 * time.Second}
+
 // Recover starts bringing every container back to what its record says, in the
 // background: one that runs is watched again, an exit that nobody saw is
 // recorded, and a creation that was cut off is released. The channel is closed
 // when each has been looked at once.
 //
 // Nothing is made or deleted here while the runtime does not answer for a
-// container: it keeps its phase, reads as unknown, and is asked again.
+// container: it keeps its phase and is asked again, and in the end it reads as unknown.
 func (s *Service) Recover() <-chan struct{} {
 	all := s.Store.List()
 	places := make(chan struct{}, recoverAtOnce)
@@ -43,7 +47,7 @@ func (s *Service) Recover() <-chan struct{} {
 			looked <- struct{}{}
 			if err != nil {
 				log.G(ctx).WithField("container", c.ID).WithError(err).Warn("recover container: will be tried again")
-				lifecycle.Retry(ctx, "recover container "+c.ID, retries, func() error { return s.recoverOne(ctx, c.ID) })
+				lifecycle.Retry(ctx, "recover container "+c.ID, asks, func() error { return s.recoverOne(ctx, c.ID) })
 			}
 		})
 	}
@@ -88,7 +92,7 @@ func (s *Service) recoverOne(ctx context.Context, id string) error {
 		return s.rejoin(ctx, c, t)
 	}
 	if !errdefs.IsNotFound(err) {
-		s.setSilent(s.enter(id), c.Phase == record.ContainerRunning)
+		s.noteSilence(c)
 		return fmt.Errorf("ask the container's runtime: %w", err)
 	}
 	if c.Phase == record.ContainerCreated {
@@ -96,6 +100,14 @@ func (s *Service) recoverOne(ctx context.Context, id string) error {
 		return s.Streams.Remove(ctx, id)
 	}
 	return s.settleEnd(ctx, c, s.attachStream(ctx, c), ending{err: err})
+}
+
+// noteSilence is for a container whose runtime does not answer.
+func (s *Service) noteSilence(c record.Container) {
+	l := s.enter(c.ID)
+	if c.Phase == record.ContainerRunning {
+		s.setSilent(l)
+	}
 }
 
 // settleEnd records an end that came while there was no daemon.
@@ -125,7 +137,7 @@ func (s *Service) discard(ctx context.Context, c record.Container) error {
 func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error {
 	state, err := t.State(ctx)
 	if err != nil {
-		s.setSilent(s.enter(c.ID), c.Phase == record.ContainerRunning)
+		s.noteSilence(c)
 		return fmt.Errorf("ask the container's runtime: %w", err)
 	}
 	if state.Status == TaskCreated {
