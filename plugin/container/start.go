@@ -13,6 +13,10 @@ import (
 	"github.com/gantry-cri/gantry/plugin/undo"
 )
 
+// startTimeout ends a start that hangs although each of its steps has a bound of
+// its own. A stop and a removal of the container wait for it.
+const startTimeout = 5 * time.Minute
+
 // Start releases the container's process. A second start of a container that
 // runs succeeds: its client did not hear of the first. When the process cannot
 // be started the container is exited, with the reason in its status.
@@ -29,6 +33,8 @@ func (s *Service) Start(ctx context.Context, id string) error {
 			return struct{}{}, err
 		}
 		defer done()
+		ctx, cancel := context.WithTimeout(ctx, startTimeout)
+		defer cancel()
 		return struct{}{}, s.start(ctx, c.ID)
 	})
 	if err != nil && ctx.Err() != nil {
@@ -78,6 +84,10 @@ func (s *Service) start(ctx context.Context, id string) error {
 // release makes the task and lets it run.
 func (s *Service) release(ctx context.Context, u *undo.Stack, sb record.Sandbox, c record.Container) error {
 	l := s.enter(c.ID)
+	// Once more, now that a stop of the pod would wait for the container.
+	if err := s.admits(c.SandboxID); err != nil {
+		return err
+	}
 	operation.Stage(ctx, "open streams")
 	s.push(u, releaseStreams, c)
 	stream, err := s.Streams.Open(ctx, c, s.closeStdin(c.ID))
