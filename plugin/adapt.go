@@ -2,9 +2,7 @@ package plugin
 
 import (
 	"context"
-	"fmt"
 	"syscall"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -152,63 +150,5 @@ func ignoreNotFound(err error) error {
 	if errdefs.IsNotFound(err) {
 		return nil
 	}
-	return err
-}
-
-// pauseTasks is sandboxer.Tasks.
-type pauseTasks struct{ *runtime.Tasks }
-
-func (p pauseTasks) Launch(ctx context.Context, sb record.Sandbox, spec []byte) (uint32, error) {
-	t, err := p.Create(ctx, runtime.CreateRequest{ID: sb.ID, Handler: sb.Handler, Spec: spec})
-	if err != nil {
-		return 0, err
-	}
-	if err := t.Start(ctx); err != nil {
-		return 0, err
-	}
-	return t.Pid(ctx)
-}
-
-func (p pauseTasks) Running(ctx context.Context, id string) (bool, error) {
-	t, err := p.Get(ctx, id)
-	if err != nil {
-		return false, ignoreNotFound(err)
-	}
-	s, err := t.State(ctx)
-	if errdefs.IsNotFound(err) {
-		// The runtime knows the task and its shim does not: it is dying.
-		return false, fmt.Errorf("%w: %w", errdefs.ErrUnavailable, err)
-	}
-	return s.Status != runtime.Stopped, err
-}
-
-func (p pauseTasks) Await(ctx context.Context, id string, spec []byte) (record.Exit, error) {
-	t, err := p.Get(ctx, id)
-	if err == nil {
-		var exit record.Exit
-		if exit, err = t.Wait(ctx); err == nil {
-			return exit, nil
-		}
-	}
-	if !errdefs.IsNotFound(err) {
-		return record.Exit{}, err
-	}
-	return p.Reap(ctx, id, spec)
-}
-
-// terminateLimit is how long the process of a sandbox may take to end.
-const terminateLimit = 10 * time.Second
-
-func (p pauseTasks) Terminate(ctx context.Context, id string, spec []byte) error {
-	t, err := p.Get(ctx, id)
-	if err != nil {
-		return ignoreNotFound(err)
-	}
-	if err := t.Kill(ctx, syscall.SIGKILL, true); err != nil {
-		return ignoreNotFound(err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, terminateLimit)
-	defer cancel()
-	_, err = p.Await(ctx, id, spec)
 	return err
 }

@@ -358,7 +358,7 @@ func newInstances(n node, rt *runtime.Tasks, gen *generator) (gsandbox.Instances
 		}
 	}
 	return sandboxer.New(sandboxer.Options{
-		Tasks: pauseTasks{rt}, StateDir: filepath.Join(n.stateDir, "pause"), Spec: gen.Pause, Controllers: shims,
+		Tasks: rt, StateDir: filepath.Join(n.stateDir, "pause"), Spec: gen.Pause, Controllers: shims,
 	})
 }
 

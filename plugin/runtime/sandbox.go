@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"fmt"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -41,7 +42,8 @@ func (t *Tasks) Running(ctx context.Context, id string) (bool, error) {
 	}
 	s, err := task.State(ctx)
 	if errdefs.IsNotFound(err) {
-		return false, nil
+		// The runtime knows the task and its shim does not: it is dying.
+		return false, fmt.Errorf("%w: %w", errdefs.ErrUnavailable, err)
 	}
 	return err == nil && s.Status != Stopped, err
 }

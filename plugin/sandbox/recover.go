@@ -141,7 +141,14 @@ func (s *Service) rewatch(ctx context.Context, sb record.Sandbox) error {
 func (s *Service) watch(sb record.Sandbox, exit <-chan record.Exit) {
 	s.Background.Go("watch "+objectName(sb.Key()), func(ctx context.Context) {
 		select {
-		case e := <-exit:
+		case e, ok := <-exit:
+			if !ok {
+				// The subscription ended, which says nothing of the sandbox.
+				if ctx.Err() == nil {
+					lifecycle.Retry(ctx, "watch sandbox "+sb.ID+" again", retries, func() error { return s.recoverOne(ctx, sb.ID) })
+				}
+				return
+			}
 			reason := fmt.Sprintf("the sandbox's process ended with code %d at %s", e.Code, e.At.Format(time.RFC3339Nano))
 			lifecycle.Retry(ctx, "record the end of sandbox "+sb.ID, retries, func() error { return s.died(ctx, sb.ID, reason) })
 		case <-ctx.Done():

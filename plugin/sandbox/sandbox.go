@@ -70,7 +70,7 @@ type Network interface {
 type Instances interface {
 	Start(context.Context, record.Sandbox) (record.Instance, error)
 	// Wait subscribes to the end of the sandbox. The channel delivers one
-	// value, unless ctx ends first.
+	// value. One that is closed without says that the subscription ended.
 	Wait(context.Context, record.Sandbox) (<-chan record.Exit, error)
 	// Stop ends the sandbox's process at once; absent is fine.
 	Stop(context.Context, record.Sandbox) error
