@@ -2,6 +2,7 @@ package plugin
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,6 +22,9 @@ const (
 	// drainLimit is how long the log of an exited container waits for
 	// processes that still hold its output open.
 	drainLimit = 5 * time.Second
+	// flushLimit is how long the exit of a container is held back for a log
+	// that takes nothing, because its file system is full or hangs.
+	flushLimit = 10 * time.Second
 	// quietLimit is how long nothing may come from a session whose command
 	// has ended before a process in the background is left to itself.
 	quietLimit = time.Second
@@ -96,7 +100,12 @@ func (m mainStream) Attach(ctx context.Context, c container.Connection) error {
 	return m.IO.Attach(ctx, stdio.Streams{Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr})
 }
 
-func (m mainStream) Drain(ctx context.Context) error { return m.Wait(ctx, drainLimit) }
+func (m mainStream) Drain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, drainLimit+flushLimit,
+		fmt.Errorf("the log takes nothing for %s: %w", flushLimit, context.DeadlineExceeded))
+	defer cancel()
+	return m.Wait(ctx, drainLimit)
+}
 
 func (s streams) execConfig(containerID, execID string) stdio.ExecConfig {
 	return stdio.ExecConfig{Dir: filepath.Join(s.dir, containerID, "exec-"+execID)}

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-client/pkg/logs"
@@ -478,4 +479,39 @@ func inodeOf(t *testing.T, path string) uint64 {
 		t.Fatal(err)
 	}
 	return inode(info)
+}
+
+// TestLOG_10_FullDisk: a container that ends while its log takes nothing is
+// reported all the same, with its exit code, and can be removed.
+func TestLOG_10_FullDisk(t *testing.T) {
+	t.Parallel()
+	d := shared(t)
+	p := runPod(d, "on-a-full-disk")
+	dir := p.config.LogDirectory
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	// Far more than the file system takes, and than a pipe holds.
+	ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d), "sh", "-c", "yes | head -c 3000000; exit 7"))
+	var s *cri.ContainerStatus
+	eventually(t, 2*time.Minute, func() error {
+		if s = containerStatus(t, d, ctr); s.State != cri.ContainerState_CONTAINER_EXITED {
+			return fmt.Errorf("the container is %s", s.State)
+		}
+		return nil
+	})
+	if s.ExitCode != 7 {
+		t.Errorf("exit code is %d (%s)", s.ExitCode, s.Reason)
+	}
+	if err := removePod(d, p.id); err != nil {
+		t.Error(err)
+	}
 }
