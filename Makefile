@@ -78,10 +78,14 @@ race: generated ## bin/race/: what the tests run, with the race detector
 
 # What the sources embed.
 PAUSE         := plugin/sandboxer/pause
+KEEPER        := plugin/stdio/keeper
 .PHONY: generated
-generated: $(if $(wildcard $(PAUSE)/build.sh),$(PAUSE)/bin/pause)
+generated: $(PAUSE)/bin/pause $(KEEPER)/bin/keeper
 $(PAUSE)/bin/pause: $(PAUSE)/build.sh $(PAUSE)/pause.c
 	@sh $(PAUSE)/build.sh
+	@touch $@
+$(KEEPER)/bin/keeper: $(KEEPER)/build.sh $(KEEPER)/keeper.c
+	@sh $(KEEPER)/build.sh
 	@touch $@
 
 ##@ Running

@@ -2,29 +2,37 @@ package stdio
 
 import (
 	"context"
-	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/gantry-cri/gantry/plugin/stdio/keeper"
 )
 
-func startKeeper(t *testing.T) *RemoteKeeper {
+// startKeeper runs the real one. A directory is named after the test, which may
+// be too long for a socket below it.
+func startKeeper(t *testing.T) *keeper.Keeper {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "keeper.sock")
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+	dir, err := os.MkdirTemp("", "keeper")
 	if err != nil {
 		t.Fatal(err)
 	}
+	k := keeper.New(filepath.Join(dir, keeper.Program), filepath.Join(dir, keeper.Socket))
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- ServeKeeper(ctx, l) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		k.Run(ctx)
+	}()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		<-done
+		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
 		}
 	})
-	return NewRemoteKeeper(path)
+	return k
 }
 
 // TestExitWhileAway is the one moment at which output would be lost without a
@@ -56,53 +64,35 @@ func TestExitWhileAway(t *testing.T) {
 	}
 }
 
-func TestKeeperLetsGo(t *testing.T) {
-	baseline(t)
-	k := startKeeper(t)
-	for range 50 {
-		r, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		for range 2 { // the second replaces the first
-			if err := k.Keep(context.Background(), "a", []*os.File{w}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		w.Close()
-		for range 2 {
-			if err := k.Drop(context.Background(), "a"); err != nil {
-				t.Fatal(err)
-			}
-		}
-		expectEOF(t, r)
-		r.Close()
-	}
-}
-
+// TestKeeperIsAway: without a keeper everything else works.
 func TestKeeperIsAway(t *testing.T) {
+	baseline(t)
 	cfg := config(t)
-	cfg.Keeper = NewRemoteKeeper(filepath.Join(t.TempDir(), "none"))
+	k := keeper.New("/proc/no/such/program", filepath.Join(t.TempDir(), strings.Repeat("x", 200)))
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		k.Run(ctx)
+	}()
+	cfg.Keeper = k
 	o, err := New(context.Background(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	s := startShim(t, o.Paths())
+	s.say("line\n")
+	s.exit()
+	wait(t, o)
+	if got := logged(t, cfg.LogPath); got != "stdout line\n" {
+		t.Fatalf("got %q", got)
+	}
+	cancel()
+	<-done
 	if err := o.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(cfg.Dir); !os.IsNotExist(err) {
 		t.Fatalf("directory is left: %v", err)
 	}
-}
-
-func FuzzKeeperRequest(f *testing.F) {
-	f.Add([]byte(`{"keep":"a"}`))
-	f.Add([]byte(`{"keep":"a","drop":"b"}`))
-	f.Add([]byte(`{`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := decodeKeeperRequest(b)
-		if err == nil && (r.Keep == "") == (r.Drop == "") {
-			t.Fatalf("accepted %+v", r)
-		}
-	})
 }

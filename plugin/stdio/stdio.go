@@ -15,7 +15,8 @@
 // and for reading when the task is created, so its writes neither fail nor get
 // lost while no daemon reads, and closes both when the output of the process
 // ends. What is in a FIFO at that moment is gone unless somebody else has it
-// open: that is the daemon, and a Keeper while there is no daemon.
+// open: that is the daemon, and a Keeper (package keeper) while there is no
+// daemon. A container that writes more than a FIFO holds waits for a daemon.
 //
 // Start reading at New and IO.Attach; Exec is the same for a process that has
 // no log.
@@ -65,7 +66,8 @@ type Config struct {
 	// AttachBuffer is how many bytes an attached client may be behind before it
 	// is dropped. Default 1 MiB.
 	AttachBuffer int
-	// Keeper holds the output FIFOs while no daemon runs. It may be nil.
+	// Keeper holds the output FIFOs, under the name Dir, while no daemon runs. It
+	// may be nil.
 	Keeper Keeper
 }
 
@@ -77,6 +79,16 @@ func (c Config) validate() error {
 		return fmt.Errorf("stdin once needs a way to close stdin: %w", errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// Keeper holds FIFOs open while no daemon does. A FIFO that nobody has open
+// forgets what is in it, and the shim closes its side when a container ends.
+type Keeper interface {
+	// Keep holds the reading ends of FIFOs under a name until Drop, instead of
+	// those held under that name before.
+	Keep(ctx context.Context, name string, fifos []string) error
+	// Drop lets go of the FIFOs of a name. It tolerates absence.
+	Drop(ctx context.Context, name string)
 }
 
 // IO is the streams of one container.
@@ -127,8 +139,8 @@ func Reattach(ctx context.Context, cfg Config) (*IO, error) {
 	return o, nil
 }
 
-// Remove deletes what New made, for a container that has no IO in memory. It
-// tolerates absence.
+// Remove deletes what New made, for a container that has no IO in memory; what
+// a Keeper holds of it is the caller's to drop. It tolerates absence.
 func Remove(dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove stdio: %w", err)
@@ -153,7 +165,7 @@ func open(ctx context.Context, cfg Config) (_ *IO, err error) {
 		o.stdin = newStdin(p.Stdin, cfg.CloseStdin)
 	}
 	if cfg.Keeper != nil {
-		if err := keep(ctx, cfg.Keeper, cfg.Dir, outputs(p)); err != nil {
+		if err := cfg.Keeper.Keep(ctx, cfg.Dir, outputs(p)); err != nil {
 			// Only what the container says last while no daemon runs is at stake.
 			log.G(ctx).WithError(err).WithField("dir", cfg.Dir).Warn("output is not kept while the daemon is away")
 		}
@@ -232,7 +244,7 @@ func (o *IO) Detach() error {
 func (o *IO) Close(ctx context.Context) error {
 	err := o.Detach()
 	if o.cfg.Keeper != nil {
-		err = errors.Join(err, o.cfg.Keeper.Drop(ctx, o.cfg.Dir))
+		o.cfg.Keeper.Drop(ctx, o.cfg.Dir)
 	}
 	return errors.Join(err, Remove(o.cfg.Dir))
 }
