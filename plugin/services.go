@@ -41,6 +41,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/snapshot"
 	"github.com/gantry-cri/gantry/plugin/spec"
 	"github.com/gantry-cri/gantry/plugin/stats"
+	"github.com/gantry-cri/gantry/plugin/stdio/keeper"
 	"github.com/gantry-cri/gantry/plugin/store"
 	"github.com/gantry-cri/gantry/plugin/stream"
 )
@@ -68,14 +69,15 @@ type services struct {
 	sandboxes  *gsandbox.Service
 	containers *container.Service
 	networks   *network.Networks
+	handlers   *handler.Handlers
+	streaming  *stream.Server
+	background *lifecycle.Group
+	ops        *operation.Table
+	store      *store.Store
+	streams    streams
+	opsPath    string
 	// checkNetworks asks for CNI CHECK of all pods after the start.
 	checkNetworks bool
-	handlers      *handler.Handlers
-	streaming     *stream.Server
-	background    *lifecycle.Group
-	ops           *operation.Table
-	store         *store.Store
-	opsPath       string
 }
 
 // node is what containerd and the machine offer.
@@ -192,9 +194,12 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if err != nil {
 		return err
 	}
+	// Not below the state directory: nothing may be executed from /run on some
+	// machines.
+	s.streams = newStreams(n.stateDir, cfg.runtime, keeper.New(filepath.Join(n.rootDir, keeper.Program), filepath.Join(n.stateDir, keeper.Socket)))
 	s.containers = container.New(container.Deps{
 		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
-		Specs: gen, Tasks: tasks{rt}, Streams: newStreams(n.stateDir, cfg.runtime), Cgroups: measure,
+		Specs: gen, Tasks: tasks{rt}, Streams: s.streams, Cgroups: measure,
 		Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
@@ -226,6 +231,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 // it is what tells when something of the rest hangs.
 func (s *services) start() {
 	s.background.Go("serve operations", s.serveOps)
+	s.background.Go("keep output", s.streams.keeper.Run)
 	s.background.Go("watch network", s.networks.Run)
 	s.background.Go("serve streams", func(ctx context.Context) {
 		if err := s.streaming.Serve(ctx); err != nil && ctx.Err() == nil {
@@ -239,7 +245,7 @@ func (s *services) start() {
 	})
 	begin := time.Now()
 	pods, containers := s.sandboxes.Recover(), s.containers.Recover()
-	s.background.Go("release network leftovers", func(ctx context.Context) {
+	s.background.Go("release leftovers", func(ctx context.Context) {
 		for _, looked := range []<-chan struct{}{pods, containers} {
 			select {
 			case <-looked:
@@ -253,6 +259,9 @@ func (s *services) start() {
 		}
 		if s.checkNetworks {
 			s.checkPodNetworks(ctx)
+		}
+		if err := s.streams.sweep(ctx, s.store.Containers); err != nil {
+			log.G(ctx).WithError(err).Warn("release output leftovers")
 		}
 	})
 }

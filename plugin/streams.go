@@ -16,6 +16,8 @@ import (
 	"github.com/gantry-cri/gantry/plugin/crilog"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/stdio"
+	"github.com/gantry-cri/gantry/plugin/stdio/keeper"
+	"github.com/gantry-cri/gantry/plugin/store"
 )
 
 const (
@@ -33,17 +35,34 @@ const (
 // streams is container.Streams over package stdio. The directory of a
 // container's streams, and of its execs' below it, is named after its ID.
 type streams struct {
-	dir   string
-	log   crilog.Options
-	drain time.Duration // of ExecSync
+	dir    string
+	log    crilog.Options
+	drain  time.Duration // of ExecSync
+	keeper *keeper.Keeper
 }
 
-func newStreams(stateDir string, c config.Runtime) streams {
+func newStreams(stateDir string, c config.Runtime, k *keeper.Keeper) streams {
 	line := c.MaxLogLine
 	if line == 0 {
 		line = -1 // no limit
 	}
-	return streams{dir: filepath.Join(stateDir, "io"), log: crilog.Options{MaxLine: line}, drain: c.DrainExecSyncIOTimeout}
+	return streams{
+		dir: filepath.Join(stateDir, "io"), log: crilog.Options{MaxLine: line},
+		drain: c.DrainExecSyncIOTimeout, keeper: k,
+	}
+}
+
+// main is the directory of the streams of a container's first process.
+func (s streams) main(id string) string { return filepath.Join(s.dir, id, "main") }
+
+// sweep has the keeper let go of output of containers that do not run or are
+// not there, which an earlier daemon was about to do. Those whose runtime does
+// not answer yet are not among them.
+func (s streams) sweep(ctx context.Context, containers *store.Containers) error {
+	return s.keeper.Sweep(ctx, func(name string) bool {
+		c, err := containers.Get(filepath.Base(filepath.Dir(name)))
+		return err == nil && c.Phase != record.ContainerExited && name == s.main(c.ID)
+	})
 }
 
 func (s streams) config(c record.Container, closeStdin container.CloseStdin) stdio.Config {
@@ -52,7 +71,7 @@ func (s streams) config(c record.Container, closeStdin container.CloseStdin) std
 	// anybody's.
 	limits.Root = strings.TrimSuffix(c.LogPath, filepath.Join("/", c.Config.GetLogPath()))
 	return stdio.Config{
-		Dir: filepath.Join(s.dir, c.ID, "main"), Terminal: c.Config.GetTty(),
+		Dir: s.main(c.ID), Terminal: c.Config.GetTty(), Keeper: s.keeper,
 		Stdin: c.Config.GetStdin(), StdinOnce: c.Config.GetStdinOnce(),
 		LogPath: c.LogPath, Log: limits, CloseStdin: closeStdin,
 	}
@@ -85,7 +104,8 @@ func (s streams) Reattach(ctx context.Context, c record.Container, closeStdin co
 	return mainStream{io}, nil
 }
 
-func (s streams) Remove(_ context.Context, id string) error {
+func (s streams) Remove(ctx context.Context, id string) error {
+	s.keeper.Drop(ctx, s.main(id))
 	return stdio.Remove(filepath.Join(s.dir, id))
 }
 

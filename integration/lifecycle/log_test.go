@@ -11,8 +11,10 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -267,6 +269,215 @@ func TestLOG_09_DaemonRestart(t *testing.T) {
 		t.Errorf("exit code %d", s.ExitCode)
 	}
 	t.Logf("%d lines over 4 kills", checkCounted(t, readLog(t, path)))
+}
+
+// keptBox is a box with a directory in which a test gives its containers signs,
+// whether or not there is a daemon.
+type keptBox struct {
+	*box
+	signs string
+}
+
+func newKeptBox(t *testing.T) keptBox {
+	t.Helper()
+	return keptBox{newBoxOn(t, start(t)), t.TempDir()}
+}
+
+// counting is a container that waits for the sign "go", writes so many numbered
+// lines on either stream, or until the sign "stop" for 0, and ends with a code.
+func (b keptBox) counting(name string, lines, code int) string {
+	b.t.Helper()
+	more := fmt.Sprintf("[ $i -lt %d ]", lines)
+	if lines == 0 {
+		more = "! [ -e /signs/stop ]"
+	}
+	c := b.script(name, fmt.Sprintf("while ! [ -e /signs/go ]; do sleep 0.1; done; i=0; "+
+		"while %s; do i=$((i+1)); echo line $i; echo error $i >&2; done; echo total $i; exit %d", more, code))
+	c.Mounts = []*cri.Mount{{ContainerPath: "/signs", HostPath: b.signs}}
+	return b.run(c)
+}
+
+func (b keptBox) sign(name string) {
+	b.t.Helper()
+	if err := os.WriteFile(filepath.Join(b.signs, name), nil, 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// holders are the programs that have an output of a container open, by process.
+func (b keptBox) holders(id string) map[int]string {
+	b.t.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	found := map[int]string{}
+	for _, l := range links {
+		to, _ := os.Readlink(l)
+		if !strings.Contains(to, "/"+id+"/main/std") {
+			continue
+		}
+		proc := filepath.Dir(filepath.Dir(l))
+		pid, err := strconv.Atoi(filepath.Base(proc))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		exe, _ := os.Readlink(proc + "/exe")
+		found[pid] = filepath.Base(exe)
+	}
+	return found
+}
+
+const keeperProgram = "gantry-keeper"
+
+// keeper is the process that keeps the output of a container, once there is one
+// that is not the one before.
+func (b keptBox) keeper(id string, before int) (keeper int) {
+	b.t.Helper()
+	eventually(b.t, ample, func() error {
+		for pid, exe := range b.holders(id) {
+			if exe == keeperProgram && pid != before {
+				keeper = pid
+				return nil
+			}
+		}
+		return errors.New("nobody keeps the container's output")
+	})
+	return keeper
+}
+
+// onlyKept waits until the containers have ended and their shim has closed their
+// output, while there is no daemon: what is left of it is with the keeper.
+func (b keptBox) onlyKept(ids ...string) {
+	b.t.Helper()
+	for _, id := range ids {
+		eventually(b.t, ample, func() error {
+			for pid, exe := range b.holders(id) {
+				if exe != keeperProgram {
+					return fmt.Errorf("process %d, %s, has the output open", pid, exe)
+				}
+			}
+			return nil
+		})
+	}
+}
+
+// counted checks the end of containers that ended with these codes.
+func (b keptBox) counted(ids []string, codes ...int32) {
+	b.t.Helper()
+	for i, id := range ids {
+		s := b.exited(id)
+		if s.ExitCode != codes[i] {
+			b.t.Errorf("container %d ended with %d, want %d", i, s.ExitCode, codes[i])
+		}
+		lines := checkCounted(b.t, readLog(b.t, s.LogPath))
+		b.t.Logf("container %d: %d lines", i, lines)
+	}
+}
+
+// TestLOG_09_EndsWhileDown: containers write what fits into a pipe and end while
+// there is no daemon. The next daemon has all of it.
+func TestLOG_09_EndsWhileDown(t *testing.T) {
+	t.Parallel()
+	b := newKeptBox(t)
+	var ids []string
+	var codes []int32
+	for i := range 12 {
+		// The small ones fit in a pipe of any size that Linux gives; the large
+		// ones take most of what the daemon asks for.
+		lines := []int{0, 1, 500, 2000, 12000}[i%5]
+		if lines == 0 {
+			lines = i + 2
+		}
+		ids = append(ids, b.counting(fmt.Sprint("app", i), lines, i))
+		codes = append(codes, int32(i))
+	}
+	b.Kill()
+	b.sign("go")
+	b.onlyKept(ids...)
+	b.Up()
+	b.counted(ids, codes...)
+}
+
+// TestLOG_09_MoreThanAPipe: containers that write more than a pipe holds wait
+// for a daemon, which may be killed again while it takes what there is.
+func TestLOG_09_MoreThanAPipe(t *testing.T) {
+	t.Parallel()
+	b := newKeptBox(t)
+	ids := []string{b.counting("one", 100_000, 3), b.counting("two", 100_000, 0)}
+	b.Kill()
+	b.sign("go")
+	for range 3 {
+		b.Up()
+		b.grown(b.status(ids[0]).LogPath)
+		b.Kill()
+	}
+	b.Up()
+	b.counted(ids, 3, 0)
+}
+
+// TestLOG_09_KeeperKilled: a keeper that is killed is replaced, and the one that
+// takes its place has everything.
+func TestLOG_09_KeeperKilled(t *testing.T) {
+	t.Parallel()
+	b := newKeptBox(t)
+	ids := []string{b.counting("first", 0, 0), b.counting("second", 0, 5)}
+	b.sign("go")
+	keeper := 0
+	for range 3 {
+		keeper = b.keeper(ids[0], keeper)
+		if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.keeper(ids[0], keeper)
+	b.keeper(ids[1], keeper)
+	b.Kill()
+	b.sign("stop")
+	// The rest waits for room in the pipe, or is with the keeper.
+	b.Up()
+	b.counted(ids, 0, 5)
+}
+
+// TestLOG_09_BothKilled: the daemon finds no keeper when it starts.
+func TestLOG_09_BothKilled(t *testing.T) {
+	t.Parallel()
+	b := newKeptBox(t)
+	ids := []string{b.counting("first", 2000, 0), b.counting("second", 2000, 9)}
+	keeper := b.keeper(ids[1], 0)
+	b.Kill()
+	if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	b.Up()
+	for _, id := range ids {
+		b.keeper(id, keeper)
+	}
+	b.Kill()
+	b.sign("go")
+	b.onlyKept(ids...)
+	b.Up()
+	b.counted(ids, 0, 9)
+}
+
+// TestLOG_09_NothingKept: without containers there is no keeper, and what an
+// earlier daemon was about to drop is dropped by the next one.
+func TestLOG_09_NothingKept(t *testing.T) {
+	t.Parallel()
+	b := newKeptBox(t)
+	id := b.counting("app", 1, 0)
+	keeper := b.keeper(id, 0)
+	b.Stop()
+	if !alive(keeper) {
+		t.Error("the keeper ended with the daemon")
+	}
+	b.Up()
+	if now := b.keeper(id, 0); now != keeper {
+		t.Errorf("the keeper is process %d, before %d", now, keeper)
+	}
+	b.sign("go")
+	b.counted([]string{id}, 0)
+	waitGone(t, keeper)
 }
 
 func fileSize(t *testing.T, path string) int64 {
