@@ -18,6 +18,7 @@ import (
 	"github.com/gantry-cri/gantry/cmd/gantry/internal/daemon"
 	"github.com/gantry-cri/gantry/plugin/network"
 	"github.com/gantry-cri/gantry/plugin/operation"
+	"github.com/gantry-cri/gantry/plugin/stdio/keeper"
 )
 
 func write(t *testing.T, text string) string {
@@ -45,6 +46,9 @@ func TestLoadDefaults(t *testing.T) {
 	}
 	if got := l.OpsSocket(); got != "/run/containerd/io.containerd.grpc.v1.cri/gantry.sock" {
 		t.Errorf("operations socket %s", got)
+	}
+	if got := l.KeeperSocket(); got != "/run/containerd/io.containerd.grpc.v1.cri/"+keeper.Socket {
+		t.Errorf("keeper's socket %s", got)
 	}
 }
 

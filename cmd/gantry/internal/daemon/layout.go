@@ -41,8 +41,10 @@ const (
 	// opsSocket is the name of the operations socket in the plugin's state
 	// directory.
 	opsSocket = "gantry.sock"
-	grpcTable = "io.containerd.server.v1.grpc"
-	netnsDir  = "/var/run/netns"
+	// keeperSocket is that of the socket of the keeper of container output.
+	keeperSocket = "keeper.sock"
+	grpcTable    = "io.containerd.server.v1.grpc"
+	netnsDir     = "/var/run/netns"
 )
 
 // Layout is where a daemon keeps its things.
@@ -154,6 +156,9 @@ func (l Layout) PluginState() string { return filepath.Join(l.State, gantry.Serv
 
 // OpsSocket is where the daemon tells what is under way.
 func (l Layout) OpsSocket() string { return filepath.Join(l.PluginState(), opsSocket) }
+
+// KeeperSocket is where the keeper of container output listens.
+func (l Layout) KeeperSocket() string { return filepath.Join(l.PluginState(), keeperSocket) }
 
 // Tasks is where containerd keeps the bundles of shims.
 func (l Layout) Tasks() string { return filepath.Join(l.State, "io.containerd.runtime.v2.task") }

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 
 	"github.com/gantry-cri/gantry/cmd/gantry/internal/daemon"
+	"github.com/gantry-cri/gantry/plugin/stdio/keeper"
 )
 
 // id is how pods and containers are named; part finds one in a path.
@@ -39,6 +40,7 @@ func (n Node) kinds() []kind {
 		{"network namespaces", n.namespaces, "the daemon releases these when it starts; for one of another daemon: ip netns delete NAME"},
 		{"mounts", n.mounts, "the daemon takes down what its records name when it starts; else: umount -l PATH"},
 		{"shims", n.shims, "the pod of such a shim is gone from the daemon: look what runs below it (pstree -p PID), then end it"},
+		{"kept output", n.keepers, "the daemon has it dropped when it starts; a keeper that stays holds nothing that is needed: end it"},
 		{"addresses", n.addresses, "the daemon gives back what it knows of when it starts; else, if no other runtime on this machine uses this network, remove the file: that frees the address"},
 		{"network records", n.records, "the daemon works them off when it starts; one that stays has a plugin that fails: look into its log"},
 	}
@@ -225,21 +227,31 @@ type shim struct{ program, namespace, id, address string }
 // maxCommand bounds what is read of a command line.
 const maxCommand = 64 << 10
 
-// readShim reads a process's command line, if it is a shim's.
-func readShim(dir string) (shim, bool) {
+// readCommand reads a process's command line.
+func readCommand(dir string) ([]byte, bool) {
 	if _, err := strconv.Atoi(filepath.Base(dir)); err != nil {
-		return shim{}, false
+		return nil, false
 	}
 	b, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-	if err != nil || len(b) > maxCommand {
+	return b, err == nil && len(b) <= maxCommand
+}
+
+// readShim reads a process's command line, if it is a shim's.
+func readShim(dir string) (shim, bool) {
+	b, ok := readCommand(dir)
+	if !ok {
 		return shim{}, false
 	}
 	return parseShim(b)
 }
 
+func arguments(cmdline []byte) []string {
+	return strings.Split(string(bytes.TrimRight(cmdline, "\x00")), "\x00")
+}
+
 // parseShim understands the flags that containerd gives every shim.
 func parseShim(cmdline []byte) (shim, bool) {
-	args := strings.Split(string(bytes.TrimRight(cmdline, "\x00")), "\x00")
+	args := arguments(cmdline)
 	s := shim{program: filepath.Base(args[0])}
 	if !strings.HasPrefix(s.program, "containerd-shim-") {
 		return shim{}, false
@@ -258,6 +270,47 @@ func parseShim(cmdline []byte) (shim, bool) {
 		i++
 	}
 	return s, s.id != "" && !strings.Contains(s.id, "/")
+}
+
+// keepers finds whose output this daemon's keepers hold. One that holds nothing
+// ends by itself.
+func (n Node) keepers() ([]trace, error) {
+	dirs, err := filepath.Glob(n.path("/proc/[0-9]*"))
+	if err != nil || len(dirs) == 0 {
+		return nil, fmt.Errorf("list processes: nothing in %s", n.path("/proc"))
+	}
+	var out []trace
+	for _, dir := range dirs {
+		for _, owner := range n.kept(dir) {
+			out = append(out, trace{
+				id:    owner,
+				text:  fmt.Sprintf("process %s: %s with output of %s", filepath.Base(dir), keeper.Program, owner),
+				there: func() bool { return slices.Contains(n.kept(dir), owner) },
+			})
+		}
+	}
+	return out, nil
+}
+
+// kept lists the containers whose FIFOs a process holds, if it is a keeper.
+func (n Node) kept(dir string) []string {
+	b, ok := readCommand(dir)
+	if args := arguments(b); !ok || filepath.Base(args[0]) != keeper.Program || !slices.Contains(args[1:], n.Layout.KeeperSocket()) {
+		return nil
+	}
+	files, err := os.ReadDir(filepath.Join(dir, "fd"))
+	if err != nil {
+		return nil // ended
+	}
+	var owners []string
+	for _, f := range files {
+		path, err := os.Readlink(filepath.Join(dir, "fd", f.Name()))
+		m := part.FindStringSubmatch(path)
+		if err == nil && m != nil && within(path, n.Layout.PluginState()) && !slices.Contains(owners, m[1]) {
+			owners = append(owners, m[1])
+		}
+	}
+	return owners
 }
 
 // addresses finds what host-local gave out to pods of a daemon like this one.

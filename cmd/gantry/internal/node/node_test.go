@@ -206,7 +206,8 @@ func TestUnreadableMachine(t *testing.T) {
 	}
 	n.remove(t, "/proc")
 	got := bad(n.leftovers(t.Context()))
-	if len(got) != 2 || !strings.HasPrefix(got[0], "leftovers mounts: skipped: ") || !strings.HasPrefix(got[1], "leftovers shims: skipped: ") {
+	if len(got) != 3 || !strings.HasPrefix(got[0], "leftovers mounts: skipped: ") || !strings.HasPrefix(got[1], "leftovers shims: skipped: ") ||
+		!strings.HasPrefix(got[2], "leftovers kept output: skipped: ") {
 		t.Errorf("got %q", got)
 	}
 }
@@ -251,8 +252,19 @@ func litter(t *testing.T, n Node, pid, pod string) {
 	n.put(t, "/proc/self/mountinfo", string(mounts)+line)
 	n.put(t, "/proc/"+pid+"/cmdline", "/x/containerd-shim-runc-v2\x00-namespace\x00k8s.io\x00-id\x00"+pod+"\x00-address\x00/run/c.sock\x00")
 	n.put(t, bundles(n)+"/"+pod+"/config.json", "{}")
+	n.keep(t, "/proc/1"+pid, n.Layout.KeeperSocket(), pod)
 	n.put(t, "/books/pods/10.0.0."+pid, pod+"\neth0")
 	n.put(t, n.Layout.Attachments()+"/"+pod+".json", "{}")
+}
+
+// keep makes a process a keeper that holds output of a container.
+func (n Node) keep(t *testing.T, process, socket, container string) {
+	t.Helper()
+	n.put(t, process+"/cmdline", "/x/gantry-keeper\x00"+socket+"\x00")
+	n.put(t, process+"/fd/README", "")
+	if err := os.Symlink(n.Layout.PluginState()+"/io/"+container+"/main/stdout", n.path(process+"/fd/4")); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestLeftovers(t *testing.T) {
@@ -268,6 +280,7 @@ func TestLeftovers(t *testing.T) {
 	n.put(t, "/netns/gantry-00000000-"+other, "")
 	n.put(t, "/proc/9/cmdline", "/x/containerd-shim-runc-v2\x00-namespace\x00moby\x00-id\x00"+other+"\x00-address\x00/run/c.sock\x00")
 	n.put(t, "/proc/10/cmdline", "/x/containerd-shim-runc-v2\x00-namespace\x00k8s.io\x00-id\x00"+other+"\x00-address\x00/run/other.sock\x00")
+	n.keep(t, "/proc/11", "/run/other/keeper.sock", other)
 	n.put(t, "/books/pods/last_reserved_ip.0", other)
 	n.put(t, "/books/pods/10.0.0.99", "podman-container\neth0")
 	n.put(t, n.Layout.Attachments()+"/notes", "")
@@ -276,6 +289,7 @@ func TestLeftovers(t *testing.T) {
 		"leftovers network namespaces: warning: /netns/" + n.Layout.NetNSPrefix() + dead,
 		"leftovers mounts: warning: " + bundles(n) + "/" + dead + "/rootfs",
 		"leftovers shims: warning: process 8: containerd-shim-runc-v2 of " + dead,
+		"leftovers kept output: warning: process 18: gantry-keeper with output of " + dead,
 		"leftovers addresses: warning: /books/pods/10.0.0.8 for pod " + dead,
 		"leftovers network records: warning: " + n.Layout.Attachments() + "/" + dead + ".json",
 	}
@@ -306,7 +320,7 @@ func TestDaemonDown(t *testing.T) {
 	}
 	litter(t, n, "7", live)
 	got := bad(n.leftovers(t.Context()))
-	if len(got) != 6 || got[0] != "daemon answers: warning: it is down" {
+	if len(got) != 7 || got[0] != "daemon answers: warning: it is down" {
 		t.Fatalf("got %q", got)
 	}
 	for _, g := range got[1:] {
@@ -321,7 +335,7 @@ func TestGoneMeanwhile(t *testing.T) {
 	n := machine(t)
 	litter(t, n, "8", dead)
 	n.Pods = func(context.Context, daemon.Layout) (daemon.Pods, error) {
-		for _, p := range []string{"/netns", "/proc/8", "/books", "/root", "/state"} {
+		for _, p := range []string{"/netns", "/proc/8", "/proc/18", "/books", "/root", "/state"} {
 			n.remove(t, p)
 		}
 		n.put(t, "/proc/self/mountinfo", "")
