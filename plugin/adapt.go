@@ -116,19 +116,12 @@ func (t task) Update(ctx context.Context, r *specs.LinuxResources) error {
 	return t.Task.Update(ctx, r, nil)
 }
 
-func (t task) Exec(ctx context.Context, id string, p *specs.Process, io container.Endpoints) (container.Exec, error) {
-	e, err := t.Task.Exec(ctx, id, runtime.ExecRequest{Process: p, IO: runtime.IO(io)})
+func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Exec, error) {
+	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, IO: runtime.IO(req.IO), Spec: req.Spec})
 	if err != nil {
-		return nil, err
+		return nil, err // not a nil *Exec
 	}
-	return exec{e}, nil
-}
-
-// exec is container.Exec.
-type exec struct{ *runtime.Exec }
-
-func (e exec) Kill(ctx context.Context, sig syscall.Signal, _ bool) error {
-	return e.Exec.Kill(ctx, sig)
+	return e, nil
 }
 
 // validate is cri.Validate.

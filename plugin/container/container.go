@@ -130,7 +130,6 @@ type Process interface {
 	Start(context.Context) error
 	// Wait returns how it ended; NotFound says that the runtime lost it.
 	Wait(context.Context) (record.Exit, error)
-	Kill(ctx context.Context, signal syscall.Signal, all bool) error
 	Resize(ctx context.Context, width, height uint32) error
 	CloseIO(context.Context) error
 }
@@ -140,8 +139,18 @@ type Task interface {
 	Process
 	Pid(context.Context) (uint32, error)
 	State(context.Context) (TaskState, error)
+	Kill(ctx context.Context, signal syscall.Signal, all bool) error
 	Update(ctx context.Context, r *specs.LinuxResources) error
-	Exec(ctx context.Context, execID string, p *specs.Process, io Endpoints) (Exec, error)
+	Exec(ctx context.Context, req ExecRequest) (Exec, error)
+}
+
+// ExecRequest describes a further process.
+type ExecRequest struct {
+	ID      string
+	Process *specs.Process
+	IO      Endpoints
+	// Spec is the OCI specification of the container.
+	Spec []byte
 }
 
 // Exec is a further process. Whoever made it calls Delete.
@@ -149,6 +158,9 @@ type Exec interface {
 	Process
 	// Delete forgets the process, which must have ended.
 	Delete(context.Context) error
+	// End kills it with all that it started, after Start, and returns when
+	// nothing of that is left.
+	End(context.Context) error
 }
 
 // TaskState is a task as the runtime sees it.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -26,7 +25,8 @@ type Captured struct {
 }
 
 // ExecSync runs a command to its end and returns its output. After timeout,
-// unless it is 0, the command is killed and the error is DeadlineExceeded.
+// unless it is 0, the command is killed with what it started and the error is
+// DeadlineExceeded.
 func (s *Service) ExecSync(ctx context.Context, id string, command []string, timeout time.Duration) (Captured, error) {
 	task, process, c, err := s.prepareExec(ctx, id, command, false)
 	if err != nil {
@@ -38,14 +38,13 @@ func (s *Service) ExecSync(ctx context.Context, id string, command []string, tim
 			fmt.Errorf("command did not end within %s: %w", timeout, context.DeadlineExceeded))
 		defer cancel()
 	}
-	execID := record.NewID()
 	operation.Stage(ctx, "open streams")
-	out, err := s.Streams.Capture(ctx, c.ID, execID)
+	x := s.execution(process, c)
+	out, err := s.Streams.Capture(ctx, c.ID, x.id)
 	if err != nil {
 		return Captured{}, fmt.Errorf("open streams: %w", err)
 	}
 	defer closeSession(ctx, out)
-	x := s.execution(execID, process)
 	exit, err := x.run(ctx, task, out, nil)
 	if err != nil {
 		return Captured{}, err
@@ -56,14 +55,14 @@ func (s *Service) ExecSync(ctx context.Context, id string, command []string, tim
 
 // Exec runs a command connected to a client until it ends and returns its exit
 // code. resize, which may be nil, delivers terminal sizes (width, height). When
-// ctx ends, the client is gone and the command is killed.
+// ctx ends, the client is gone and the command is killed with what it started.
 func (s *Service) Exec(ctx context.Context, id string, command []string, conn Connection, resize <-chan [2]uint32) (int32, error) {
 	task, process, c, err := s.prepareExec(ctx, id, command, conn.TTY)
 	if err != nil {
 		return 0, err
 	}
 	operation.Stage(ctx, "open streams")
-	x := s.execution(record.NewID(), process)
+	x := s.execution(process, c)
 	session, err := s.Streams.Session(ctx, c.ID, x.id, conn, x.closeStdin)
 	if err != nil {
 		return 0, fmt.Errorf("open streams: %w", err)
@@ -123,30 +122,27 @@ func execProcess(c record.Container, command []string, tty bool) (*specs.Process
 type execution struct {
 	id      string
 	process *specs.Process
-	exec    Exec          // set before started is closed
-	started chan struct{} // closed once the process runs
+	spec    []byte // of the container
 	later   *lifecycle.Group
+
+	exec     Exec          // once added
+	begun    chan struct{} // closed when its start has ended
+	startErr error         // once begun
+	end      chan ending   // brings the end of what was started
 }
 
-func (s *Service) execution(id string, p *specs.Process) *execution {
-	return &execution{id: id, process: p, started: make(chan struct{}), later: s.Background}
-}
-
-// forget takes the process away from the runtime. Nobody waits for it: a shim
-// takes its time when a process in the background has inherited the streams.
-func (x *execution) forget() {
-	x.later.Go("forget an exec", func(ctx context.Context) {
-		if err := x.exec.Delete(ctx); err != nil {
-			log.G(ctx).WithError(err).Warn("forget an exec")
-		}
-	})
+func (s *Service) execution(p *specs.Process, c record.Container) *execution {
+	return &execution{
+		id: record.NewID(), process: p, spec: c.Spec, later: s.Background,
+		begun: make(chan struct{}), end: make(chan ending, 1),
+	}
 }
 
 // closeStdin is called when the client's input ends, which may be before the
 // process runs.
 func (x *execution) closeStdin(ctx context.Context) error {
 	select {
-	case <-x.started:
+	case <-x.begun:
 		return x.exec.CloseIO(ctx)
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -154,35 +150,39 @@ func (x *execution) closeStdin(ctx context.Context) error {
 }
 
 // run adds the process, waits for its end and for its output, and forgets it.
-// On every way out the process is dead, or was left alone with SIGKILL.
-func (x *execution) run(ctx context.Context, task Task, session Session, resize <-chan [2]uint32) (exit record.Exit, err error) {
+// When ctx ends first the process is killed with what it started. One that ends
+// by itself may leave others in the background, which stay.
+func (x *execution) run(ctx context.Context, task Task, session Session, resize <-chan [2]uint32) (record.Exit, error) {
 	operation.Stage(ctx, "start the command")
-	detached := context.WithoutCancel(ctx)
-	if x.exec, err = task.Exec(ctx, x.id, x.process, session.Endpoints()); err != nil {
-		return exit, err
+	var err error
+	x.exec, err = task.Exec(ctx, ExecRequest{ID: x.id, Process: x.process, IO: session.Endpoints(), Spec: x.spec})
+	if err != nil {
+		return record.Exit{}, err
 	}
-	defer x.forget()
-	waiting, stopWaiting := context.WithCancel(detached)
-	defer stopWaiting()
-	end := make(chan ending, 1)
-	go func() {
-		exit, err := x.exec.Wait(waiting)
-		end <- ending{exit, err}
-	}()
-	if err := x.exec.Start(ctx); err != nil {
+	x.later.Go("run an exec", x.live)
+	select {
+	case <-x.begun:
+	case <-ctx.Done():
+		return record.Exit{}, x.giveUp(ctx)
+	case <-x.later.Context().Done():
+		return record.Exit{}, context.Cause(x.later.Context())
+	}
+	if x.startErr != nil {
 		// A start whose answer was lost may have happened.
-		x.kill(detached, end)
-		return exit, err
+		x.later.Go("end an exec that did not start", x.kill)
+		return record.Exit{}, x.startErr
 	}
-	close(x.started)
 	operation.Stage(ctx, "wait for the command")
 	resizing, stopResizing := context.WithCancel(ctx)
 	defer stopResizing()
 	go resizes(resizing, resize, x.exec)
 	select {
-	case got := <-end:
+	case got := <-x.end:
+		// Nobody waits for it: a shim takes its time when a process in the
+		// background has inherited the streams.
+		x.later.Go("forget an exec", x.forget)
 		if got.err != nil {
-			return exit, got.err
+			return record.Exit{}, got.err
 		}
 		operation.Stage(ctx, "pass on the last output")
 		if err := session.Finish(ctx); err != nil {
@@ -190,25 +190,66 @@ func (x *execution) run(ctx context.Context, task Task, session Session, resize 
 		}
 		return got.exit, nil
 	case <-ctx.Done():
-		x.kill(detached, end)
-		return exit, context.Cause(ctx)
+		return record.Exit{}, x.giveUp(ctx)
 	}
 }
 
-// kill ends a command whose client is gone or whose time is up.
-func (x *execution) kill(ctx context.Context, end <-chan ending) {
-	ctx, cancel := context.WithTimeout(ctx, execKillLimit)
-	defer cancel()
-	if err := x.exec.Kill(ctx, syscall.SIGKILL, true); err != nil {
-		if !errdefs.IsNotFound(err) {
-			log.G(ctx).WithError(err).Warn("kill a command")
-		}
+// live runs the process, whatever becomes of its client: a start that is cut
+// off may leave a process that nobody knows.
+func (x *execution) live(ctx context.Context) {
+	x.startErr = x.exec.Start(ctx)
+	close(x.begun)
+	if x.startErr != nil {
 		return
 	}
+	exit, err := x.exec.Wait(ctx)
+	x.end <- ending{exit, err}
+}
+
+// giveUp has a command killed whose client is gone or whose time is up, and
+// returns why. It waits for that, but not for a shim that does not answer.
+func (x *execution) giveUp(ctx context.Context) error {
+	killed := make(chan struct{})
+	x.later.Go("end an exec that was given up", func(ctx context.Context) {
+		defer close(killed)
+		x.kill(ctx)
+	})
+	limit := time.NewTimer(execKillLimit)
+	defer limit.Stop()
 	select {
-	case <-end:
+	case <-killed:
+	case <-limit.C:
+	case <-x.later.Context().Done():
+	}
+	return context.Cause(ctx)
+}
+
+// kill ends the process with what it started, and forgets it.
+func (x *execution) kill(ctx context.Context) {
+	select {
+	case <-x.begun:
 	case <-ctx.Done():
-		log.G(ctx).Warn("a command still runs after SIGKILL")
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, execKillLimit)
+	defer cancel()
+	if err := x.exec.End(limited); err != nil {
+		log.G(ctx).WithError(err).Warn("kill a command")
+	}
+	if x.startErr == nil {
+		select {
+		case <-x.end:
+		case <-limited.Done():
+			log.G(ctx).Warn("a command still runs after SIGKILL")
+		}
+	}
+	x.forget(ctx)
+}
+
+// forget takes the process away from the runtime.
+func (x *execution) forget(ctx context.Context) {
+	if err := x.exec.Delete(ctx); err != nil {
+		log.G(ctx).WithError(err).Warn("forget an exec")
 	}
 }
 

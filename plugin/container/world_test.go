@@ -280,18 +280,12 @@ func quotaOf(r *specs.LinuxResources) int64 {
 	return *r.CPU.Quota
 }
 
-func (t task) Exec(ctx context.Context, id string, p *specs.Process, _ container.Endpoints) (container.Exec, error) {
-	e, err := t.Task.Exec(ctx, id, runtime.ExecRequest{Process: p})
+func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Exec, error) {
+	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, Spec: req.Spec})
 	if err != nil {
 		return nil, err
 	}
-	return exec{e}, nil
-}
-
-type exec struct{ *runtime.Exec }
-
-func (e exec) Kill(ctx context.Context, sig syscall.Signal, _ bool) error {
-	return e.Exec.Kill(ctx, sig)
+	return e, nil
 }
 
 type cgroups struct{ d *daemon }

@@ -3,8 +3,10 @@ package runtime
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"syscall"
+	"time"
 
 	crt "github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/errdefs"
@@ -18,17 +20,26 @@ import (
 type ExecRequest struct {
 	Process *specs.Process
 	IO      IO
+	// Spec is the container's OCI specification, JSON, for its control group.
+	Spec []byte
 }
 
 // Exec is a further process of a container. Whoever made it calls Delete.
 type Exec struct {
-	rt   crt.ExecProcess
-	name string // for errors: task/exec
+	rt    crt.ExecProcess
+	name  string // for errors: task/exec
+	cgs   Cgroups
+	group string // the container's control group, "" for none
+	since time.Duration
 }
 
 // Exec adds a process that the Exec's Start releases.
 func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec, error) {
 	name := t.ID() + "/" + execID
+	group, err := ownCgroup(t.ID(), req.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("exec %s: %w", name, err)
+	}
 	value, err := json.Marshal(req.Process)
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: encode process: %w: %w", name, errdefs.ErrInvalidArgument, err)
@@ -42,7 +53,7 @@ func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec,
 	if err != nil {
 		return nil, err
 	}
-	return &Exec{rt: rt, name: name}, nil
+	return &Exec{rt: rt, name: name, cgs: t.tasks.cgs, group: group}, nil
 }
 
 // ID names the process within its container.
@@ -50,6 +61,7 @@ func (e *Exec) ID() string { return e.rt.ID() }
 
 // Start releases the process.
 func (e *Exec) Start(ctx context.Context) error {
+	e.since = boottime()
 	return bounded(ctx, "start exec", e.name, execLimit, e.rt.Start)
 }
 
@@ -58,6 +70,28 @@ func (e *Exec) Kill(ctx context.Context, signal syscall.Signal) error {
 	return bounded(ctx, "kill exec", e.name, signalLimit, func(ctx context.Context) error {
 		return e.rt.Kill(ctx, uint32(signal), false)
 	})
+}
+
+// End kills it with what it started, see Hierarchies.KillTree, and returns when
+// nothing of that is left. It is for after Start, and idempotent.
+func (e *Exec) End(ctx context.Context) error {
+	// While a start goes on the shim does not answer this.
+	s, err := e.State(ctx)
+	if err != nil || s.Pid == 0 { // it was never started
+		return ignoreNotFound(err)
+	}
+	if e.group != "" {
+		err = ignoreNotFound(e.cgs.KillTree(ctx, e.group, Leader{Pid: int(s.Pid), Since: e.since}))
+	}
+	// It may be a process of a guest, which only the shim can kill.
+	return errors.Join(err, ignoreNotFound(e.Kill(ctx, syscall.SIGKILL)))
+}
+
+func ignoreNotFound(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // State asks the shim.
@@ -99,8 +133,5 @@ func (e *Exec) Delete(ctx context.Context) error {
 		_, err := e.rt.Delete(ctx)
 		return err
 	})
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	return err
+	return ignoreNotFound(err)
 }

@@ -70,6 +70,9 @@ type Cgroups interface {
 	Procs(path string) ([]int, error)
 	// Kill ends them all and returns when none is left, with their number.
 	Kill(ctx context.Context, path string) (int, error)
+	// KillTree ends a process in the control group and what it started. NotFound
+	// says that the process is not there.
+	KillTree(ctx context.Context, path string, leader Leader) error
 	// Remove takes the empty control group away.
 	Remove(path string) error
 }

@@ -21,6 +21,8 @@ import (
 	crt "github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/gantry-cri/gantry/plugin/runtime"
 )
 
 // Fault makes a call fail.
@@ -418,6 +420,21 @@ func (f *Fake) Kill(ctx context.Context, path string) (int, error) {
 			}
 		}
 		return nil
+	})
+}
+
+// KillTree implements runtime.Cgroups. Processes have no children here.
+func (f *Fake) KillTree(ctx context.Context, path string, leader runtime.Leader) error {
+	return f.call(ctx, "killtree", filepath.Base(path), nil, func() error {
+		for _, t := range f.tasks {
+			for _, e := range t.execs {
+				if int(e.proc.pid) == leader.Pid && t.init.path == path {
+					e.proc.end(137)
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("process %d: %w", leader.Pid, errdefs.ErrNotFound)
 	})
 }
 

@@ -1,0 +1,252 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"k8s.io/client-go/tools/remotecommand"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// families are commands that start others. Each says that it has by making the
+// file READY, and the processes that must be gone in the end sleep for MARK
+// seconds.
+var families = map[string]string{
+	"alone":    "touch READY; exec sleep MARK",
+	"children": "sleep MARK & sleep MARK & touch READY; wait",
+	"nested":   `sh -c 'sleep MARK & sh -c "sleep MARK & touch READY; sleep MARK; true"; true'; true`,
+	"setsid":   "setsid sleep MARK & setsid sh -c 'sleep MARK & touch READY; sleep MARK; true' & wait",
+	"orphans":  "(sleep MARK &); (sleep MARK &); touch READY; sleep MARK; true",
+	"deaf":     "trap '' TERM HUP INT; sh -c 'sleep MARK; true' & touch READY; wait; wait",
+	"forks":    "while :; do sleep MARK & [ -e READY ] || touch READY; sleep 0.05; done",
+}
+
+var marks atomic.Int64
+
+// family is one of the families in a container.
+type family struct {
+	mark, ready string
+	command     []string
+}
+
+func newFamily(text string) family {
+	f := family{mark: strconv.Itoa(87350000 + int(marks.Add(1)))}
+	f.ready = "/tmp/ready-" + f.mark
+	f.command = []string{"sh", "-c", strings.NewReplacer("MARK", f.mark, "READY", f.ready).Replace(text)}
+	return f
+}
+
+// started reports whether the command in a container, of which pid is a
+// process, has said that it is ready and runs.
+func (f family) started(pid int) error {
+	if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(pid), "root", f.ready)); err != nil {
+		return err
+	}
+	if noneMarked(f.mark) == nil {
+		return fmt.Errorf("the command does not run")
+	}
+	return nil
+}
+
+// TestRPC_17_NothingIsLeft: of a command that is killed because its time is up
+// or its client is gone no process is left, whatever it has started, and nothing
+// else in the container suffers.
+func TestRPC_17_NothingIsLeft(t *testing.T) {
+	t.Parallel()
+	for name, pids := range map[string]cri.NamespaceMode{"own": cri.NamespaceMode_CONTAINER, "node": cri.NamespaceMode_NODE} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBox(t, withNamespaces(&cri.NamespaceOption{Pid: pids}))
+			main, other := newFamily(""), newFamily("setsid sleep MARK & touch READY; sleep MARK; true")
+			c := b.script("app", "sleep "+main.mark+" & setsid sleep "+main.mark+" & sleep "+main.mark+"; true")
+			id := b.run(inNamespaces(c, &cri.NamespaceOption{Pid: pids}))
+			pid := b.pid(id)
+			ended := make(chan error, 1)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Hour) // a call without has a short one
+			defer cancel()
+			go func() {
+				_, err := b.Runtime().ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: id, Cmd: other.command})
+				ended <- err
+			}()
+			eventually(t, ample, func() error { return other.started(pid) })
+			for way, run := range map[string]func(family){
+				"timeout":          func(f family) { b.execTimeout(id, f) },
+				"client gone":      func(f family) { b.execCancelled(id, f) },
+				"stream gone":      func(f family) { b.streamAbandoned(id, f, false) },
+				"tty stream gone":  func(f family) { b.streamAbandoned(id, f, true) },
+				"websocket closed": func(f family) { b.socketAbandoned(id, f) },
+			} {
+				var wg sync.WaitGroup
+				for kind, text := range families {
+					f := newFamily(text)
+					wg.Go(func() {
+						run(f)
+						if err := within(ample, func() error { return noneMarked(f.mark) }); err != nil {
+							t.Errorf("%s, %s: %v", way, kind, err)
+						}
+					})
+				}
+				wg.Wait()
+			}
+			for what, f := range map[string]family{"the main process": main, "another command": other} {
+				if n := sleepers(f.mark); n < 2 {
+					t.Errorf("%s: %d of its processes are left", what, n)
+				}
+			}
+			select {
+			case err := <-ended:
+				t.Errorf("another command ended: %v", err)
+			default:
+			}
+			if s := b.status(id); s.State != cri.ContainerState_CONTAINER_RUNNING {
+				t.Errorf("the container is %s", s.State)
+			}
+			b.stop(id, 0)
+			<-ended
+		})
+	}
+}
+
+// execTimeout runs the command until its time is up. The time is for it to start
+// all that it starts, and not what is tested.
+func (b *box) execTimeout(id string, f family) {
+	for timeout := int64(2); ; timeout *= 4 {
+		_, err := b.Runtime().ExecSync(context.Background(), &cri.ExecSyncRequest{ContainerId: id, Cmd: f.command, Timeout: timeout})
+		wantError(b.t, err, codes.DeadlineExceeded)
+		// No process is left when the client hears of it.
+		if err := noneMarked(f.mark); err != nil {
+			b.t.Errorf("right after a timeout: %v", err)
+		}
+		_, err = os.Stat(filepath.Join("/proc", strconv.Itoa(b.pid(id)), "root", f.ready))
+		if err == nil || timeout > 60 {
+			if err != nil {
+				b.t.Errorf("the command did not begin: %v", err)
+			}
+			return
+		}
+	}
+}
+
+// execCancelled runs the command and goes away when it runs.
+func (b *box) execCancelled(id string, f family) {
+	b.abandon(id, f, func(ctx context.Context) error {
+		_, err := b.Runtime().ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: id, Cmd: f.command})
+		return err
+	})
+}
+
+func (b *box) streamAbandoned(id string, f family, tty bool) {
+	address := b.execURL(&cri.ExecRequest{ContainerId: id, Cmd: f.command, Stdin: true, Stdout: true, Tty: tty})
+	b.abandon(id, f, func(ctx context.Context) error {
+		in, typed := io.Pipe()
+		defer typed.Close()
+		return spdyDial.streamTo(ctx, address, remotecommand.StreamOptions{Stdin: in, Stdout: io.Discard, Tty: tty})
+	})
+}
+
+func (b *box) socketAbandoned(id string, f family) {
+	address := b.execURL(&cri.ExecRequest{ContainerId: id, Cmd: f.command, Stdout: true, Stderr: true})
+	b.abandon(id, f, func(ctx context.Context) error {
+		return websocketDial.streamTo(ctx, address, remotecommand.StreamOptions{Stdout: io.Discard, Stderr: io.Discard})
+	})
+}
+
+// abandon runs a client until the command has started all that it starts.
+func (b *box) abandon(id string, f family, client func(context.Context) error) {
+	pid := b.pid(id)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- client(ctx) }()
+	err := within(ample, func() error {
+		select {
+		case err := <-done:
+			done <- err
+			return fmt.Errorf("the client ended: %w", err)
+		default:
+			return f.started(pid)
+		}
+	})
+	if err != nil {
+		b.t.Errorf("%q: %v", f.command, err)
+	}
+	cancel()
+	<-done
+}
+
+// within is eventually for a goroutine that is not the test's.
+func within(limit time.Duration, check func() error) error {
+	for deadline := time.Now().Add(limit); ; time.Sleep(poll) {
+		err := check()
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// noneMarked wants that no process has the mark in its arguments.
+func noneMarked(mark string) error {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if args, err := os.ReadFile(f); err == nil && strings.Contains(string(args), mark) {
+			return fmt.Errorf("%s is %q", f, args)
+		}
+	}
+	return nil
+}
+
+// sleepers is how many processes sleep for that many seconds.
+func sleepers(mark string) int {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0
+	}
+	n := 0
+	for _, f := range files {
+		if args, err := os.ReadFile(f); err == nil && string(args) == "sleep\x00"+mark+"\x00" {
+			n++
+		}
+	}
+	return n
+}
+
+// TestRPC_17_BackgroundStays: what a command leaves running when it ends by
+// itself goes on.
+func TestRPC_17_BackgroundStays(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	id := b.run(b.sleeper("app"))
+	const text = "sleep MARK >/dev/null 2>&1 </dev/null & echo started"
+	one, two := newFamily(text), newFamily(text)
+	r, err := b.Runtime().ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: id, Cmd: one.command, Timeout: 60})
+	if err != nil || string(r.Stdout) != "started\n" || r.ExitCode != 0 {
+		t.Fatalf("%v, %v", r, err)
+	}
+	if s, err := b.exec(spdyDial, id, nil, two.command...); err != nil || s.stdout != "started\n" {
+		t.Fatalf("%+v, %v", s, err)
+	}
+	// One that times out beside them does not take them along.
+	_, err = b.Runtime().ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sleep", "1000"}, Timeout: 1})
+	wantError(t, err, codes.DeadlineExceeded)
+	for _, f := range []family{one, two} {
+		if n := sleepers(f.mark); n != 1 {
+			t.Errorf("%d processes of %q are there", n, f.command)
+		}
+	}
+	b.stop(id, 0)
+	eventually(t, ample, func() error { return errors.Join(noneMarked(one.mark), noneMarked(two.mark)) })
+}
