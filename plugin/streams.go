@@ -173,5 +173,5 @@ type capture struct {
 func (c capture) Output() (stdout, stderr []byte) {
 	stdout, _ = c.stdout.Result()
 	stderr, _ = c.stderr.Result()
-	return stdout, stderr
+	return stdio.Fit(stdout, stderr)
 }

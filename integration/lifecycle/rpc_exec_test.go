@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"k8s.io/client-go/tools/remotecommand"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -249,4 +250,46 @@ func TestRPC_17_BackgroundStays(t *testing.T) {
 	}
 	b.stop(id, 0)
 	eventually(t, ample, func() error { return errors.Join(noneMarked(one.mark), noneMarked(two.mark)) })
+}
+
+// TestRPC_17_MuchOutput: an answer always fits into a message of the size that
+// the kubelet takes, begins each stream at its beginning, and leaves none out.
+func TestRPC_17_MuchOutput(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	id := b.run(b.sleeper("app"))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute) // the machine may be slow; speed is not the point
+	defer cancel()
+	const much = 20 << 20
+	flood := func(text string, to int) string {
+		return fmt.Sprintf("yes %s | head -c %d >&%d", text, much, to)
+	}
+	for name, c := range map[string]struct {
+		script   string
+		out, err int // at least
+	}{
+		"stdout":               {script: flood("out", 1), out: 16_000_000},
+		"stderr":               {script: flood("err", 2), err: 16_000_000},
+		"both":                 {script: flood("out", 1) + "; " + flood("err", 2), out: 8_000_000, err: 8_000_000},
+		"both at a time":       {script: flood("out", 1) + " & " + flood("err", 2) + "; wait", out: 8_000_000, err: 8_000_000},
+		"stdout, a bit of err": {script: flood("out", 1) + "; echo err >&2", out: 16_000_000, err: 4},
+	} {
+		r, err := b.Runtime().ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", c.script + "; exit 9"}},
+			grpc.MaxCallRecvMsgSize(16<<20))
+		if err != nil || r.ExitCode != 9 {
+			t.Errorf("%s: exit code %d, %v", name, r.GetExitCode(), err)
+			continue
+		}
+		for stream, s := range map[string]struct {
+			got   []byte
+			least int
+		}{"out": {r.Stdout, c.out}, "err": {r.Stderr, c.err}} {
+			if n := len(s.got); n < s.least || n > 16_000_000 || s.least == 0 && n > 0 {
+				t.Errorf("%s: %d bytes of std%s, want %d at least", name, n, stream, s.least)
+			}
+			if want := strings.Repeat(stream+"\n", len(s.got)/4+1)[:len(s.got)]; string(s.got) != want {
+				t.Errorf("%s: std%s is not what was written", name, stream)
+			}
+		}
+	}
 }

@@ -16,9 +16,13 @@ import (
 	"github.com/gantry-cri/gantry/plugin/crilog"
 )
 
-// CaptureLimit is what CRI lets ExecSync return of one stream: 16 MB. With 16
-// MiB the answer would be larger than the messages that gRPC lets through.
-const CaptureLimit = 16_000_000
+const (
+	// CaptureLimit is what CRI lets ExecSync return of one stream: 16 MB.
+	CaptureLimit = 16_000_000
+	// answerLimit is for both streams together: the kubelet takes messages of
+	// 16 MiB, with what surrounds the output.
+	answerLimit = 16<<20 - 4096
+)
 
 // execBuffer is what one step of an exec's output takes.
 const execBuffer = 32 << 10
@@ -212,6 +216,26 @@ func (c *Capture) Write(p []byte) (int, error) {
 	c.kept = append(c.kept, p[:keep]...)
 	c.dropped += uint64(len(p) - keep)
 	return len(p), nil
+}
+
+// Fit cuts the output of two streams to what an answer can carry. Each is sure
+// of half of that and has besides what the other does not need.
+func Fit(stdout, stderr []byte) (out, errs []byte) {
+	n, m := shares(len(stdout), len(stderr), answerLimit)
+	return stdout[:n], stderr[:m]
+}
+
+func shares(a, b, limit int) (int, int) {
+	half := limit / 2
+	switch {
+	case a+b <= limit:
+		return a, b
+	case a <= half:
+		return a, limit - a
+	case b <= half:
+		return limit - b, b
+	}
+	return half, half
 }
 
 // Result returns what was kept and how many bytes were not.

@@ -191,3 +191,21 @@ func TestExecNeedsAWayToCloseStdin(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 }
+
+func TestShares(t *testing.T) {
+	for _, c := range []struct{ a, b, wantA, wantB int }{
+		{0, 0, 0, 0}, {60, 40, 60, 40}, {100, 0, 100, 0}, {101, 0, 100, 0}, {0, 200, 0, 100},
+		{90, 20, 80, 20}, {20, 90, 20, 80}, {50, 90, 50, 50}, {200, 200, 50, 50}, {51, 51, 50, 50},
+	} {
+		if a, b := shares(c.a, c.b, 100); a != c.wantA || b != c.wantB {
+			t.Errorf("%d and %d get %d and %d, want %d and %d", c.a, c.b, a, b, c.wantA, c.wantB)
+		}
+	}
+	long := make([]byte, CaptureLimit)
+	if out, errs := Fit(long, long); len(out) != len(errs) || len(out)+len(errs) > 16<<20-1024 || len(out) < 8_000_000 {
+		t.Errorf("two long streams: %d and %d", len(out), len(errs))
+	}
+	if out, errs := Fit(long, long[:1]); len(out) != CaptureLimit || len(errs) != 1 {
+		t.Errorf("one long stream: %d and %d", len(out), len(errs))
+	}
+}
