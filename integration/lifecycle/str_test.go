@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -479,7 +480,7 @@ func TestSTR_14_ExecDuringStop(t *testing.T) {
 func TestSTR_15_AttachFanOut(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
-	c := b.script("app", "while read l; do [ $l = flood ] && head -c 20000000 /dev/zero | tr '\\0' x; echo said $l; done")
+	c := b.script("app", "while read l; do [ $l = flood ] && head -c 40000000 /dev/zero | tr '\\0' x; echo said $l; done")
 	c.Stdin = true
 	id := b.run(c)
 	req := &cri.AttachRequest{ContainerId: id, Stdin: true, Stdout: true, Stderr: true}
@@ -505,6 +506,90 @@ func TestSTR_15_AttachFanOut(t *testing.T) {
 	b.logged(id, "said flood")
 	input.write("four\n")
 	b.logged(id, "said four")
+	// Once it has taken nothing for long, its session ends. More output is when
+	// that is noticed.
+	eventually(t, 3*ample, func() error {
+		input.write("again\n")
+		clients := 0
+		for _, o := range operations(t, b.Daemon) {
+			if o.Name == "attach session" && o.ID == id {
+				clients++
+			}
+		}
+		if clients != 4 {
+			return fmt.Errorf("there are %d attached clients", clients)
+		}
+		return nil
+	})
+}
+
+// TestSTR_15_SlowClient: a client that reads late gets all that its backlog has
+// room for; one that is slower than the container stays connected, misses what
+// found no room and is told so in the end; the log has everything all the time.
+func TestSTR_15_SlowClient(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	const some, much = 8_000_000, 40_000_000
+	c := b.script("app", fmt.Sprintf("read l; head -c %d /dev/zero | tr '\\0' x; echo; echo said some; "+
+		"read l; head -c %d /dev/zero | tr '\\0' y; echo; echo said much; read l; echo bye", some, much))
+	c.Stdin = true
+	id := b.run(c)
+	slow := &slowWriter{}
+	slow.pace.Store(int64(time.Hour))
+	address := b.attachURL(&cri.AttachRequest{ContainerId: id, Stdout: true})
+	done := make(chan error, 1)
+	go func() {
+		done <- spdyDial.streamTo(context.Background(), address, remotecommand.StreamOptions{Stdout: slow})
+	}()
+	fast := b.attach(spdyDial, &cri.AttachRequest{ContainerId: id, Stdin: true, Stdout: true}, nil)
+	fast.write("go\n")
+	b.logged(id, "said some")
+	fast.says("said some")
+	slow.pace.Store(0)
+	eventually(t, ample, func() error {
+		if n := slow.n.Load(); n < some+int64(len("\nsaid some\n")) {
+			return fmt.Errorf("the late client has %d bytes of %d", n, some)
+		}
+		return nil
+	})
+	slow.pace.Store(int64(20 * time.Millisecond))
+	fast.write("go\n")
+	b.logged(id, "said much")
+	slow.pace.Store(0)
+	select {
+	case err := <-done:
+		t.Fatalf("the slow client was sent away: %v", err)
+	default:
+	}
+	fast.write("go\n")
+	if s := b.exited(id); s.ExitCode != 0 {
+		t.Errorf("exit code %d", s.ExitCode)
+	}
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), "left out") {
+			t.Errorf("the slow client got %d bytes of %d and hears %v", slow.n.Load(), some+much, err)
+		}
+	case <-time.After(ample):
+		t.Fatal("the session of the slow client does not end")
+	}
+	if text := logText(t, b.status(id).LogPath, "stdout"); strings.Count(text, "y") < much || !strings.HasSuffix(text, "bye\n") {
+		t.Errorf("the log has %d bytes", len(text))
+	}
+}
+
+// slowWriter takes its time for every write.
+type slowWriter struct {
+	n    atomic.Int64
+	pace atomic.Int64 // nanoseconds for each write
+}
+
+// Write implements io.Writer.
+func (w *slowWriter) Write(p []byte) (int, error) {
+	for begin := time.Now(); time.Since(begin) < time.Duration(w.pace.Load()); time.Sleep(time.Millisecond) {
+	}
+	w.n.Add(int64(len(p)))
+	return len(p), nil
 }
 
 // stalledAttach is a client that never reads what the container says.

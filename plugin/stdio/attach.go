@@ -13,9 +13,11 @@ type Streams struct {
 }
 
 // Attach connects a client until the output of the container ends, the client
-// cannot be written to or falls too far behind, or ctx ends. Without outputs it
-// lasts as long as the input. Output from before is not repeated. Input that
-// several clients bring is mixed; with a terminal there is no stderr.
+// cannot be written to or takes nothing while its backlog is full, or ctx ends.
+// What does not fit into the backlog of a slow client is left out, and the error
+// at the end, DataLoss, says how much. Without outputs it lasts as long as the
+// input. Output from before is not repeated. Input that several clients bring is
+// mixed; with a terminal there is no stderr.
 //
 // A Read or Write of the client that is under way when Attach returns is not
 // waited for: the caller closes the client's connection, which ends it.
@@ -25,7 +27,7 @@ func (o *IO) Attach(ctx context.Context, s Streams) error {
 	if o.cfg.Terminal {
 		s.Stderr = nil
 	}
-	c := o.hub.join(s.Stdout, s.Stderr, o.cfg.AttachBuffer)
+	c := o.hub.join(s, backlog{limit: o.cfg.AttachBuffer, stall: o.cfg.AttachStall})
 	defer o.hub.leave(c)
 
 	fed := make(chan error, 1)

@@ -3,8 +3,9 @@
 //
 // It owns the directory of FIFOs of a container or exec, the goroutines that
 // read them, the log of the container (package crilog) and the clients that
-// are attached to it. A client that does not keep up is dropped; it never
-// holds up the container, the log or another client.
+// are attached to it. A client that does not keep up misses output in the end,
+// and one that reads nothing is dropped; neither ever holds up the container, the
+// log or another client.
 //
 // It never starts or waits for a process: the caller names the FIFOs to the
 // shim, says when the process has exited, and gives the callback that makes
@@ -42,7 +43,8 @@ import (
 )
 
 const (
-	defaultAttachBuffer = 1 << 20
+	defaultAttachBuffer = 16 << 20
+	defaultAttachStall  = 15 * time.Second
 	callbackTimeout     = 10 * time.Second
 )
 
@@ -63,9 +65,12 @@ type Config struct {
 	// CloseStdin makes the shim close its end of stdin. It may be nil when
 	// StdinOnce is not set.
 	CloseStdin func(context.Context) error
-	// AttachBuffer is how many bytes an attached client may be behind before it
-	// is dropped. Default 1 MiB.
+	// AttachBuffer is how many bytes an attached client may be behind. It takes
+	// memory only as far as the client is behind. Default 16 MiB.
 	AttachBuffer int
+	// AttachStall is how long a client that is so far behind may take nothing
+	// before it is dropped. Default 15 s.
+	AttachStall time.Duration
 	// Keeper holds the output FIFOs, under the name Dir, while no daemon runs. It
 	// may be nil.
 	Keeper Keeper
@@ -151,6 +156,9 @@ func Remove(dir string) error {
 func open(ctx context.Context, cfg Config) (_ *IO, err error) {
 	if cfg.AttachBuffer <= 0 {
 		cfg.AttachBuffer = defaultAttachBuffer
+	}
+	if cfg.AttachStall <= 0 {
+		cfg.AttachStall = defaultAttachStall
 	}
 	o := &IO{cfg: cfg, hub: newHub(), drained: make(chan struct{})}
 	p := o.Paths()

@@ -291,7 +291,7 @@ func TestAttachFanOut(t *testing.T) {
 		t.Run(fmt.Sprintf("log %v", logs), func(t *testing.T) {
 			baseline(t)
 			cfg := config(t)
-			cfg.AttachBuffer = 256 << 10
+			cfg.AttachBuffer, cfg.AttachStall = 256<<10, time.Millisecond
 			if !logs {
 				cfg.LogPath = ""
 			}
@@ -364,6 +364,88 @@ func TestAttachFanOut(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// A client that is slow and reads is not dropped: it gets what finds room, in
+// order, and hears in the end what it did not get.
+func TestAttachSlow(t *testing.T) {
+	baseline(t)
+	cfg := config(t)
+	cfg.AttachBuffer = 16 << 10
+	o, err := New(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startShim(t, o.Paths())
+	r, w := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- o.Attach(context.Background(), Streams{Stdout: w})
+		w.Close()
+	}()
+	waitFor(t, "the client", func() bool { return o.hub.watching.Load() == 1 })
+	sent := 0
+	for i := range 2000 {
+		line := fmt.Sprintf("%04d %s\n", i, strings.Repeat("x", 500))
+		s.say(line)
+		sent += len(line)
+	}
+	s.exit()
+	wait(t, o) // nothing waits for the client
+	var got []byte
+	for b := make([]byte, 1000); ; {
+		n, err := r.Read(b)
+		got = append(got, b[:n]...)
+		if err != nil {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	err = <-ended
+	if !errdefs.IsDataLoss(err) || !strings.Contains(err.Error(), fmt.Sprintf(" %d bytes", sent-len(got))) {
+		t.Errorf("%d of %d bytes came: %v", len(got), sent, err)
+	}
+	if len(got) < 8<<10 || !strings.HasPrefix(string(got), "0000 xxx") {
+		t.Errorf("the client got %d bytes, %.10q", len(got), got)
+	}
+	if err := o.Close(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// However slow it is, a client whose backlog has room gets everything.
+func TestAttachLate(t *testing.T) {
+	baseline(t)
+	cfg := config(t)
+	cfg.AttachStall = time.Millisecond
+	o, err := New(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startShim(t, o.Paths())
+	r, w := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- o.Attach(context.Background(), Streams{Stdout: w})
+		w.Close()
+	}()
+	waitFor(t, "the client", func() bool { return o.hub.watching.Load() == 1 })
+	const lines = 4000
+	for range lines {
+		s.say(strings.Repeat("y", 999) + "\n")
+	}
+	s.exit()
+	wait(t, o)
+	got, err := io.ReadAll(r)
+	if err != nil || len(got) != lines*1000 {
+		t.Errorf("%d of %d bytes came, %v", len(got), lines*1000, err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if err := o.Close(context.Background()); err != nil {
+		t.Fatal(err)
 	}
 }
 
