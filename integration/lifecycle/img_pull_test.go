@@ -116,7 +116,7 @@ func TestIMM_04_MultiArch(t *testing.T) {
 		}
 		id, err := pull(t.Context(), d, r.Ref("multi:"+tag), nil)
 		if row.want == nil {
-			wantError(t, err, codes.NotFound, "platform")
+			wantError(t, err, codes.NotFound, "platform linux/amd64", "there are linux/arm64/v8, windows/amd64")
 			continue
 		}
 		if err != nil || id != idOf(t, row.want) {

@@ -32,6 +32,7 @@ type job struct {
 	named       reference.Named // nil when everything must be here already
 	snapshotter string
 	platform    platforms.MatchComparer
+	want        string // the platform's name
 	access      *access
 	progress    progress
 	setStage    func(string)
@@ -130,6 +131,7 @@ func (j *job) handler(store content.Store, fetcher remotes.Fetcher) (images.Hand
 		labelMap = images.ChildGCLabelsFilterLayers
 	}
 	children := images.SetChildrenMappedLabels(store, images.ChildrenHandler(store), labelMap)
+	children = requirePlatform(children, j.platform, j.want)
 	children = images.FilterPlatforms(children, j.platform)
 	children = images.LimitManifests(children, j.platform, 1)
 	steps := []images.Handler{images.HandlerFunc(checkSize), j.fetch(store, fetcher), requireImage(children)}

@@ -1,9 +1,13 @@
 package image
 
 import (
+	"context"
 	"fmt"
 	"runtime"
+	"slices"
+	"strings"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -14,12 +18,13 @@ import (
 // then those that handlers ask for.
 type platformSet struct {
 	matchers []platforms.MatchComparer
+	names    []string // of the matchers' platforms
 	handlers map[string]int
 }
 
 func newPlatformSet(hs map[string]Handler) (platformSet, error) {
 	host := hostPlatform()
-	set := platformSet{matchers: []platforms.MatchComparer{platforms.Only(host)}, handlers: map[string]int{}}
+	set := platformSet{matchers: []platforms.MatchComparer{platforms.Only(host)}, names: []string{platforms.FormatAll(host)}, handlers: map[string]int{}}
 	seen := map[string]int{platforms.FormatAll(host): 0}
 	for name, h := range hs {
 		if h.Platform == "" {
@@ -40,6 +45,7 @@ func newPlatformSet(hs map[string]Handler) (platformSet, error) {
 			i = len(set.matchers)
 			seen[platforms.FormatAll(p)] = i
 			set.matchers = append(set.matchers, platforms.Only(p))
+			set.names = append(set.names, platforms.FormatAll(p))
 		}
 		set.handlers[name] = i
 	}
@@ -48,6 +54,61 @@ func newPlatformSet(hs map[string]Handler) (platformSet, error) {
 
 // of returns the number of the handler's platform.
 func (p platformSet) of(handler string) int { return p.handlers[handler] }
+
+// maxOffers bounds how many platforms an error lists, and maxOffer the name of
+// one, which is foreign text.
+const (
+	maxOffers = 10
+	maxOffer  = 64
+)
+
+// requirePlatform refuses an index without a manifest for the platform, called
+// want, and names those that it has.
+func requirePlatform(children images.HandlerFunc, platform platforms.Matcher, want string) images.HandlerFunc {
+	return func(ctx context.Context, desc imagespec.Descriptor) ([]imagespec.Descriptor, error) {
+		out, err := children(ctx, desc)
+		if err != nil || !images.IsIndexType(desc.MediaType) {
+			return out, err
+		}
+		var offers []string
+		for _, d := range out {
+			if d.Platform == nil || platform.Match(*d.Platform) {
+				return out, nil
+			}
+			offers = append(offers, offer(*d.Platform))
+		}
+		return nil, fmt.Errorf("the image is not made for platform %s; %s: %w", want, listed(offers), errdefs.ErrNotFound)
+	}
+}
+
+// offer names a platform, "" for what is beside the images, such as their
+// attestations.
+func offer(p imagespec.Platform) string {
+	if p.OS == "unknown" {
+		return ""
+	}
+	name := plain(platforms.FormatAll(p))
+	if len(name) > maxOffer {
+		name = strings.ToValidUTF8(name[:maxOffer], "") + "…"
+	}
+	return name
+}
+
+// listed puts the names of offered platforms into words.
+func listed(names []string) string {
+	names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == "" })
+	slices.Sort(names)
+	names = slices.Compact(names)
+	switch more := len(names) - maxOffers; {
+	case len(names) == 0:
+		return "its index has no image"
+	case more > 0:
+		return fmt.Sprintf("there are %s and %d more", strings.Join(names[:maxOffers], ", "), more)
+	case len(names) == 1:
+		return "there is only " + names[0]
+	}
+	return "there are " + strings.Join(names, ", ")
+}
 
 // hostPlatform is containerd's default with the level of an amd64 processor,
 // so that an index with several levels gives the best the host can run.

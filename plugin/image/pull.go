@@ -73,7 +73,7 @@ func (s *Service) pull(ctx context.Context, key pullKey, named reference.Named, 
 	defer cancel(nil)
 	begun := time.Now()
 	id, err = s.underLease(ctx, "pull of "+key.ref, func(ctx context.Context) (string, error) {
-		j := &job{s: s, named: named, snapshotter: key.snapshotter, platform: s.platforms.matchers[key.platform], access: acc, setStage: set}
+		j := &job{s: s, named: named, snapshotter: key.snapshotter, platform: s.platforms.matchers[key.platform], want: s.platforms.names[key.platform], access: acc, setStage: set}
 		watched := make(chan struct{})
 		go func() { // ends with ctx, waited for below
 			defer close(watched)

@@ -148,7 +148,7 @@ func (s *Service) unpackLocal(ctx context.Context, img *image, snapshotter strin
 	if err != nil {
 		return err
 	}
-	j := &job{s: s, snapshotter: snapshotter, platform: s.platforms.matchers[platform], setStage: func(string) {}}
+	j := &job{s: s, snapshotter: snapshotter, platform: s.platforms.matchers[platform], want: s.platforms.names[platform], setStage: func(string) {}}
 	if err := j.transfer(ctx, target, remotes.FetcherFunc(notHere)); err != nil {
 		return err
 	}
