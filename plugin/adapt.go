@@ -2,7 +2,6 @@ package plugin
 
 import (
 	"context"
-	"syscall"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -94,6 +93,10 @@ func (t tasks) Release(ctx context.Context, c record.Container) error {
 	return t.Tasks.Release(ctx, c.ID, c.Spec)
 }
 
+func (t tasks) EndProcesses(ctx context.Context, c record.Container) error {
+	return t.Tasks.EndProcesses(ctx, c.ID, c.Spec)
+}
+
 // task is container.Task.
 type task struct{ *runtime.Task }
 
@@ -144,4 +147,15 @@ func ignoreNotFound(err error) error {
 		return nil
 	}
 	return err
+}
+
+// shims is sandbox.Shims.
+type shims struct{ *runtime.Tasks }
+
+func (s shims) EndSilent(ctx context.Context, sb record.Sandbox) error {
+	// The processes first: they end also if the shim cannot be ended.
+	if err := s.EndProcesses(ctx, sb.ID, sb.Instance.Spec); err != nil {
+		return err
+	}
+	return s.Tasks.EndSilent(ctx, sb.ID)
 }

@@ -203,7 +203,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
-		Store: s.store.Sandboxes, Handlers: s.handlers, Files: files, Network: nets, Instances: inst,
+		Store: s.store.Sandboxes, Handlers: s.handlers, Files: files, Network: nets, Instances: inst, Shims: shims{rt},
 		Containers: s.containers, Ops: s.ops, Background: s.background,
 	})
 	if s.streaming, err = newStreaming(cfg.server, s.containers, s.sandboxes, s.ops); err != nil {

@@ -113,6 +113,8 @@ type Tasks interface {
 	// Reap makes certain that a container whose task the runtime lost has no
 	// process left, and returns how it ended, as far as anybody knows.
 	Reap(ctx context.Context, c record.Container) (record.Exit, error)
+	// EndProcesses kills what runs although the runtime does not answer.
+	EndProcesses(ctx context.Context, c record.Container) error
 	// Release kills what runs and takes all of the task away; absent is fine.
 	Release(ctx context.Context, c record.Container) error
 }
@@ -137,9 +139,9 @@ type Process interface {
 // Task is the first process, and through it the container.
 type Task interface {
 	Process
+	Kill(ctx context.Context, signal syscall.Signal, all bool) error
 	Pid(context.Context) (uint32, error)
 	State(context.Context) (TaskState, error)
-	Kill(ctx context.Context, signal syscall.Signal, all bool) error
 	Update(ctx context.Context, r *specs.LinuxResources) error
 	Exec(ctx context.Context, req ExecRequest) (Exec, error)
 }
@@ -156,11 +158,11 @@ type ExecRequest struct {
 // Exec is a further process. Whoever made it calls Delete.
 type Exec interface {
 	Process
-	// Delete forgets the process, which must have ended.
-	Delete(context.Context) error
 	// End kills it with all that it started, after Start, and returns when
 	// nothing of that is left.
 	End(context.Context) error
+	// Delete forgets the process, which must have ended.
+	Delete(context.Context) error
 }
 
 // TaskState is a task as the runtime sees it.
@@ -287,11 +289,14 @@ func (s *Service) setStream(l *live, stream Stream) {
 	l.stream, l.silent = stream, time.Time{}
 }
 
-// setSilent notes that the runtime does not answer for a container.
-func (s *Service) setSilent(l *live) {
+// setSilent notes whether the runtime answers for a container.
+func (s *Service) setSilent(l *live, silent bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l.silent.IsZero() {
+	switch {
+	case !silent:
+		l.silent = time.Time{}
+	case l.silent.IsZero():
 		l.silent = time.Now()
 	}
 }

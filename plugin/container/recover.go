@@ -104,10 +104,7 @@ func (s *Service) recoverOne(ctx context.Context, id string) error {
 
 // noteSilence is for a container whose runtime does not answer.
 func (s *Service) noteSilence(c record.Container) {
-	l := s.enter(c.ID)
-	if c.Phase == record.ContainerRunning {
-		s.setSilent(l)
-	}
+	s.setSilent(s.enter(c.ID), c.Phase == record.ContainerRunning)
 }
 
 // settleEnd records an end that came while there was no daemon.
@@ -188,6 +185,7 @@ func (s *Service) attachStream(ctx context.Context, c record.Container) *live {
 	stream, err := s.Streams.Reattach(ctx, c, s.closeStdin(c.ID))
 	if err != nil {
 		log.G(ctx).WithField("container", c.ID).WithError(err).Error("go on with the container's log")
+		s.setSilent(l, false)
 		return l
 	}
 	s.setStream(l, stream)

@@ -45,6 +45,12 @@ func (s *Service) Stop(ctx context.Context, id string, grace time.Duration) erro
 		}
 		return fmt.Errorf("container %s is being recovered: %w", c.ID, errdefs.ErrUnavailable)
 	}
+	if s.Silent(c.ID) {
+		// Whoever stops it need not wait for the next attempt to recover it.
+		if err := s.recoverOne(ctx, c.ID); err != nil {
+			return errors.Join(err, s.Tasks.EndProcesses(ctx, c))
+		}
+	}
 	if grace > 0 {
 		operation.Stage(ctx, "wait for the container to end by "+c.StopSignal)
 		ended, err := s.signalAndWait(ctx, c, l, grace)
@@ -85,7 +91,8 @@ func (s *Service) kill(ctx context.Context, c record.Container, l *live) error {
 	defer cancel()
 	for {
 		if err := s.send(ctx, c.ID, syscall.SIGKILL, true); err != nil {
-			return err
+			// Its end is not known before the runtime answers, or is dead.
+			return errors.Join(err, s.Tasks.EndProcesses(ctx, c))
 		}
 		select {
 		case <-l.exited:

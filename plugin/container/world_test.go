@@ -247,6 +247,10 @@ func (x tasks) Reap(ctx context.Context, c record.Container) (e record.Exit, err
 	return e, err
 }
 
+func (x tasks) EndProcesses(ctx context.Context, c record.Container) error {
+	return x.d.w.effect(x.d.life, "end processes", func() error { return x.Tasks.EndProcesses(ctx, c.ID, c.Spec) })
+}
+
 func (x tasks) Release(ctx context.Context, c record.Container) error {
 	return x.d.w.effect(x.d.life, "release task", func() error { return x.Tasks.Release(ctx, c.ID, c.Spec) })
 }

@@ -125,6 +125,33 @@ func (t *Tasks) forgotten(ctx context.Context, task *Task) bool {
 	}
 }
 
+// Ender is what a Platform may offer besides: to end the shim of a pod that does
+// not answer. It does nothing to one that does.
+type Ender interface {
+	EndSilent(ctx context.Context, pod string) error
+}
+
+// EndSilent ends the shim of a pod that does not answer, so that everything that
+// waits for it goes on as after the death of a shim. FailedPrecondition says
+// that it is not silent, or not known for certain, and lives on.
+func (t *Tasks) EndSilent(ctx context.Context, pod string) error {
+	e, ok := t.rt.(Ender)
+	if !ok {
+		return fmt.Errorf("end the shim of pod %s: %w", pod, errdefs.ErrNotImplemented)
+	}
+	return e.EndSilent(ctx, pod)
+}
+
+// EndProcesses kills what is in the control group of spec, without the shim.
+func (t *Tasks) EndProcesses(ctx context.Context, id string, spec []byte) error {
+	path, err := ownCgroup(id, spec)
+	if err != nil {
+		return fmt.Errorf("end processes of task %s: %w", id, err)
+	}
+	_, err = t.kill(ctx, id, path)
+	return err
+}
+
 // clear ends what is left in the control group of spec and removes it.
 func (t *Tasks) clear(ctx context.Context, id string, spec []byte) (int, error) {
 	path, err := ownCgroup(id, spec)

@@ -82,22 +82,13 @@ func (s *Service) stop(ctx context.Context, id string) error {
 		}
 	}
 	operation.Stage(ctx, "stop containers")
-	if err := s.Containers.StopAll(ctx, id); err != nil {
-		return fmt.Errorf("stop containers: %w", err)
+	if err := s.insist(ctx, sb, s.stopContainers); err != nil {
+		return err
 	}
 	operation.Stage(ctx, "stop sandbox, detach network")
 	// Side by side, as they were made: neither needs the other.
 	var g errgroup.Group
-	g.Go(func() error {
-		if err := s.Instances.Stop(ctx, sb); err != nil {
-			return fmt.Errorf("stop sandbox: %w", err)
-		}
-		// The kubelet keeps stopped pods for a while; their shims need not stay.
-		if err := s.Instances.Shutdown(ctx, sb); err != nil {
-			return fmt.Errorf("shut sandbox down: %w", err)
-		}
-		return nil
-	})
+	g.Go(func() error { return s.insist(ctx, sb, s.stopInstance) })
 	var detached error
 	g.Go(func() error {
 		if detached = s.detach(ctx, sb); detached != nil {
@@ -106,6 +97,46 @@ func (s *Service) stop(ctx context.Context, id string) error {
 		return nil
 	})
 	return errors.Join(g.Wait(), detached)
+}
+
+func (s *Service) stopContainers(ctx context.Context, sb record.Sandbox) error {
+	if err := s.Containers.StopAll(ctx, sb.ID); err != nil {
+		return fmt.Errorf("stop containers: %w", err)
+	}
+	return nil
+}
+
+func (s *Service) stopInstance(ctx context.Context, sb record.Sandbox) error {
+	if err := s.Instances.Stop(ctx, sb); err != nil {
+		return fmt.Errorf("stop sandbox: %w", err)
+	}
+	// The kubelet keeps stopped pods for a while; their shims need not stay.
+	if err := s.Instances.Shutdown(ctx, sb); err != nil {
+		return fmt.Errorf("shut sandbox down: %w", err)
+	}
+	return nil
+}
+
+func (s *Service) removeContainers(ctx context.Context, sb record.Sandbox) error {
+	if err := s.Containers.RemoveAll(ctx, sb.ID); err != nil {
+		return fmt.Errorf("remove containers: %w", err)
+	}
+	return nil
+}
+
+// insist does a part of the end of a pod for which the pod's shim must answer.
+// If it does not, the shim is ended, and the part is done again as after its
+// death: a pod that is to end is not held up by a shim for ever.
+func (s *Service) insist(ctx context.Context, sb record.Sandbox, part func(context.Context, record.Sandbox) error) error {
+	err := part(ctx, sb)
+	if silent := errdefs.IsUnavailable(err) || errdefs.IsDeadlineExceeded(err); !silent || ctx.Err() != nil {
+		return err
+	}
+	operation.Stage(ctx, "end the shim of the pod if it does not answer")
+	if ended := s.Shims.EndSilent(ctx, sb); ended != nil {
+		return errors.Join(err, ended)
+	}
+	return part(ctx, sb)
 }
 
 // Remove stops the pod, removes its containers, releases everything and
@@ -127,8 +158,8 @@ func (s *Service) Remove(ctx context.Context, id string) error {
 	}
 	defer done()
 	operation.Stage(ctx, "remove containers")
-	if err := s.Containers.RemoveAll(ctx, sb.ID); err != nil {
-		return fmt.Errorf("remove containers: %w", err)
+	if err := s.insist(ctx, sb, s.removeContainers); err != nil {
+		return err
 	}
 	return s.release(ctx, sb)
 }

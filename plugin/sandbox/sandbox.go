@@ -80,6 +80,14 @@ type Instances interface {
 	Alive(context.Context, record.Sandbox) (bool, error)
 }
 
+// Shims are what runs pods.
+type Shims interface {
+	// EndSilent ends the shim of the sandbox if it does not answer, with all
+	// that runs in the pod; everything then goes on as after the death of a
+	// shim. It is an error if nothing was done.
+	EndSilent(context.Context, record.Sandbox) error
+}
+
 // Containers are the containers of pods.
 type Containers interface {
 	// StopAll kills every container of the sandbox.
@@ -107,6 +115,7 @@ type Deps struct {
 	Files      Files
 	Network    Network
 	Instances  Instances
+	Shims      Shims
 	Containers Containers
 	Ops        *operation.Table
 	// Background runs the watches; stopping it leaves the pods running.

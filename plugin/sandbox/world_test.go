@@ -38,6 +38,7 @@ type world struct {
 	net  *networktest.Fake
 
 	mu        sync.Mutex
+	silence   error // of shims, nil while they answer
 	files     map[string]bool
 	instances map[string]chan record.Exit
 	names     []string // of the effects so far
@@ -119,7 +120,7 @@ func (w *world) start() *daemon {
 	d.store = s
 	d.Service = sandbox.New(sandbox.Deps{
 		Store: s.Sandboxes, Handlers: handlers{}, Files: files{d}, Network: connector{d}, Instances: instances{d},
-		Containers: containers{d}, Ops: d.ops, Background: d.bg,
+		Shims: shims{d}, Containers: containers{d}, Ops: d.ops, Background: d.bg,
 	})
 	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
 	return d
@@ -222,7 +223,35 @@ func (x instances) Wait(_ context.Context, sb record.Sandbox) (<-chan record.Exi
 }
 
 func (x instances) Stop(_ context.Context, sb record.Sandbox) error {
-	return x.d.w.effect(x.d.life, "stop instance", func() error { x.d.w.end(sb.ID, 137); return nil })
+	return x.d.w.effect(x.d.life, "stop instance", func() error {
+		if err := x.d.w.answer(); err != nil {
+			return err
+		}
+		x.d.w.end(sb.ID, 137)
+		return nil
+	})
+}
+
+// answer fails while the shims are silent.
+func (w *world) answer() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.silence
+}
+
+// shims: all are silent or none is.
+type shims struct{ d *daemon }
+
+func (x shims) EndSilent(context.Context, record.Sandbox) error {
+	return x.d.w.effect(x.d.life, "end silent shim", func() error {
+		x.d.w.mu.Lock()
+		defer x.d.w.mu.Unlock()
+		if x.d.w.silence == nil {
+			return fmt.Errorf("it answers: %w", errdefs.ErrFailedPrecondition)
+		}
+		x.d.w.silence = nil
+		return nil
+	})
 }
 
 func (x instances) Shutdown(_ context.Context, sb record.Sandbox) error {
@@ -254,7 +283,7 @@ func (w *world) end(id string, code uint32) {
 type containers struct{ d *daemon }
 
 func (x containers) StopAll(context.Context, string) error {
-	return x.d.w.effect(x.d.life, "stop containers", func() error { return nil })
+	return x.d.w.effect(x.d.life, "stop containers", func() error { return x.d.w.answer() })
 }
 
 func (x containers) RemoveAll(context.Context, string) error {

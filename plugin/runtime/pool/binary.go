@@ -134,7 +134,7 @@ func (s *shim) endStray(ctx context.Context) {
 	}
 	for _, file := range files {
 		line, err := os.ReadFile(file)
-		if err != nil || !s.isShim(strings.Split(string(line), "\x00")) {
+		if err != nil || !s.pool.isShim(strings.Split(string(line), "\x00"), s.bundle.Namespace, s.bundle.ID) {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
@@ -148,12 +148,13 @@ func (s *shim) endStray(ctx context.Context) {
 	}
 }
 
-// isShim reports whether a command line is that of this task's own shim.
-func (s *shim) isShim(args []string) bool {
+// isShim reports whether a command line is that of the shim which was started
+// for a task.
+func (p *Pool) isShim(args []string, namespace, id string) bool {
 	has := func(flag, value string) bool {
 		i := slices.Index(args, flag)
 		return i > 0 && i+1 < len(args) && args[i+1] == value
 	}
-	return has("-namespace", s.bundle.Namespace) && has("-id", s.bundle.ID) &&
-		has("-address", s.pool.Daemon.GRPCAddress) && !slices.Contains(args, "delete")
+	return has("-namespace", namespace) && has("-id", id) &&
+		has("-address", p.Daemon.GRPCAddress) && !slices.Contains(args, "delete")
 }

@@ -6,9 +6,10 @@
 // namespaces by one over the stock directories, exactly as before. What is
 // different is what happens to the shims that are there when the daemon starts.
 // Each is connected to in the background, on its own. One that answers serves;
-// one that is silent but alive is asked again and never touched, and its tasks
-// are Unavailable meanwhile; only one whose socket nobody listens on is dead
-// and cleaned up, and its tasks are NotFound only after that.
+// one that is silent but alive is asked again, and its tasks are Unavailable
+// meanwhile; only one whose socket nobody listens on is dead and cleaned up, and
+// its tasks are NotFound only after that. A silent one is never touched, unless
+// its pod is to end: EndSilent.
 //
 // It does not decide what becomes of a pod. Start reading at Pool, then
 // shim.go for the life of one of those shims.

@@ -65,6 +65,8 @@ type shim struct {
 	// was made.
 	creators []int
 
+	woken chan struct{} // capacity 1: something has changed, do not pause
+
 	mu      sync.Mutex
 	now     standing
 	changed chan struct{} // closed when now changes
@@ -80,7 +82,7 @@ type standing struct {
 }
 
 func newShim(p *Pool, bundle *v2.Bundle) *shim {
-	return &shim{pool: p, bundle: bundle, binary: binaryOf(p, bundle), changed: make(chan struct{})}
+	return &shim{pool: p, bundle: bundle, binary: binaryOf(p, bundle), woken: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
 func (s *shim) current() standing {
@@ -150,9 +152,30 @@ func (s *shim) run(ctx context.Context) {
 			}
 			s.set(standing{phase: silent})
 		}
-		if !sleep(ctx, pause) {
+		if !s.rest(ctx, pause) {
 			return
 		}
+	}
+}
+
+// rest is the pause between two attempts; a nudge ends it.
+func (s *shim) rest(ctx context.Context, pause time.Duration) bool {
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-s.woken:
+	case <-ctx.Done():
+		return false
+	}
+	return true
+}
+
+// nudge has a shim looked at that has changed.
+func (s *shim) nudge() {
+	select {
+	case s.woken <- struct{}{}:
+	default:
 	}
 }
 
