@@ -27,6 +27,11 @@ const (
 // execBuffer is what one step of an exec's output takes.
 const execBuffer = 32 << 10
 
+// hangUpDelay is between the end of a terminal's input and its hanging up, of
+// which the first process dies. A client that is gone ends the exec meanwhile: it
+// is killed with what it started, which can be told while its first process lives.
+const hangUpDelay = time.Second
+
 // ExecConfig says what streams an exec has.
 type ExecConfig struct {
 	// Dir is for this exec alone; it is made with mode 0700.
@@ -93,9 +98,16 @@ func (e *Exec) feed(ctx context.Context) {
 	if err != nil && ctx.Err() != nil {
 		return // the exec was given up; its process gets a signal, not an end of input
 	}
+	var after time.Duration
+	if e.cfg.Terminal {
+		after = hangUpDelay
+	}
 	select {
 	case <-e.stdin.closed: // the process is gone
-	default:
+		return
+	case <-ctx.Done():
+		return
+	case <-time.After(after):
 		e.stdin.finish(ctx)
 	}
 }
