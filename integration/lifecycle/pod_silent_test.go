@@ -56,8 +56,7 @@ func TestRTH_11_SilentShim(t *testing.T) {
 			bystander := shimsOf(t, other.id)
 			silence(t, p.id)
 			if restart {
-				d.Kill()
-				d.Up()
+				d.Restart() // a kill may undo the record of a start that was just made
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), silentBound)
 			defer cancel()

@@ -293,12 +293,41 @@ func (p *Pool) Delete(ctx context.Context, id string) (*crt.Exit, error) {
 		return s.delete(ctx)
 	}
 	exit, err := p.own.Delete(ctx, id)
-	if errdefs.IsNotFound(err) {
-		if _, gone := p.own.Get(ctx, id); errdefs.IsNotFound(gone) {
-			return p.Stock.Delete(ctx, id)
-		}
+	if !errdefs.IsNotFound(err) {
+		return exit, err
 	}
-	return exit, err
+	if _, gone := p.own.Get(ctx, id); !errdefs.IsNotFound(gone) {
+		return exit, err
+	}
+	if s := p.adopt(ctx, id); s != nil {
+		return s.delete(ctx)
+	}
+	return p.Stock.Delete(ctx, id)
+}
+
+// adopt takes charge of a bundle whose task the runtime of new tasks has given
+// up, nil for none: its clean-up after a dead shim has a short limit and is not
+// repeated.
+func (p *Pool) adopt(ctx context.Context, id string) *shim {
+	found, err := filepath.Glob(filepath.Join(p.State, "*", p.Namespace, id))
+	if err != nil || len(found) != 1 || !validName(id) {
+		return nil
+	}
+	state := filepath.Dir(filepath.Dir(found[0]))
+	bundle, err := v2.LoadBundle(ctx, state, id)
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("task", id).Warn("load the bundle of a task that was given up")
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.shims[id]; s != nil {
+		return s
+	}
+	s := newShim(p, bundle)
+	p.shims[id] = s
+	p.Background.Go("clean up after task "+id, s.run)
+	return s
 }
 
 // LastExit tells how a task ended whose shim was found dead, as far as the shim
