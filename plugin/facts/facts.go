@@ -30,6 +30,8 @@ type Host struct {
 	Seccomp, AppArmor, SELinux bool
 	// UserNS is true when the daemon itself runs in a user namespace.
 	UserNS bool
+	// UserNamespaces says that the kernel lets new ones be made.
+	UserNamespaces bool
 	// Capabilities is the daemon's bounding set, in kernel order, as
 	// "CAP_CHOWN". No container can get more.
 	Capabilities []string
@@ -107,12 +109,14 @@ type Mount struct {
 	// RecursiveReadonly makes the mounts below the source read-only too.
 	RecursiveReadonly bool
 	Propagation       cri.MountPropagation
+	// UIDMappings and GIDMappings are how the mount shows owners, both or none.
+	UIDMappings, GIDMappings []*cri.IDMapping
 }
 
 // Device is a device node found on the host.
 type Device struct {
-	// Path is where the container sees it.
-	Path string
+	// Path is where the container sees it, HostPath where it was found.
+	Path, HostPath string
 	// Type is "c" or "b".
 	Type         string
 	Major, Minor int64

@@ -127,7 +127,7 @@ func device(p, target, permissions string) (d facts.Device, ok bool, err error) 
 	kinds := map[uint32]string{unix.S_IFCHR: "c", unix.S_IFBLK: "b"}
 	kind, ok := kinds[st.Mode&unix.S_IFMT]
 	return facts.Device{
-		Path: target, Type: kind,
+		Path: target, HostPath: p, Type: kind,
 		Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
 		Mode: st.Mode & 0o777, UID: st.Uid, GID: st.Gid,
 		Permissions: permissions,

@@ -298,8 +298,8 @@ func TestResolveDevices(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
-	null := facts.Device{Path: "/dev/n", Type: "c", Major: 1, Minor: 3, Mode: 0o640, UID: 3, GID: 4, Permissions: "r"}
-	loop := facts.Device{Path: "/dev/all/sub/loop", Type: "b", Major: 7, Minor: 9, Mode: 0o600, Permissions: "rw"}
+	null := facts.Device{Path: "/dev/n", HostPath: filepath.Join(dir, "null"), Type: "c", Major: 1, Minor: 3, Mode: 0o640, UID: 3, GID: 4, Permissions: "r"}
+	loop := facts.Device{Path: "/dev/all/sub/loop", HostPath: filepath.Join(dir, "sub", "loop"), Type: "b", Major: 7, Minor: 9, Mode: 0o600, Permissions: "rw"}
 	got, err := ResolveDevices([]*cri.Device{
 		{HostPath: filepath.Join(dir, "null"), ContainerPath: "/dev/n", Permissions: "r"},
 		{HostPath: filepath.Join(dir, "link"), ContainerPath: "/dev/./n", Permissions: "r"},

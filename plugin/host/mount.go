@@ -50,6 +50,8 @@ func ResolveMounts(mounts []*cri.Mount) ([]facts.Mount, error) {
 			Readonly:          m.GetReadonly(),
 			RecursiveReadonly: m.GetRecursiveReadOnly(),
 			Propagation:       m.GetPropagation(),
+			UIDMappings:       m.GetUidMappings(),
+			GIDMappings:       m.GetGidMappings(),
 		})
 	}
 	return resolved, nil

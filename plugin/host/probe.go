@@ -130,6 +130,8 @@ func (p prober) memory(h *facts.Host) error {
 func (p prober) optional(h *facts.Host) error {
 	h.AppArmor = p.first("/sys/module/apparmor/parameters/enabled") == "Y" && p.exists("/sys/kernel/security/apparmor/profiles")
 	h.SELinux = p.exists("/sys/fs/selinux/enforce")
+	limit := p.first("/proc/sys/user/max_user_namespaces")
+	h.UserNamespaces = limit != "" && limit != "0"
 	h.UnprivilegedPorts = p.exists("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	h.UnprivilegedICMP = p.exists("/proc/sys/net/ipv4/ping_group_range")
 	entries, err := os.ReadDir(filepath.Join(p.root, "/sys/kernel/mm/hugepages"))

@@ -57,6 +57,25 @@ func (s Sandbox) HostNetwork() bool {
 	return s.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == cri.NamespaceMode_NODE
 }
 
+// UserNS is the user namespace of the pod's own, nil for the node's. It maps
+// one range of users and one of groups, which both begin with root.
+func (s Sandbox) UserNS() *cri.UserNamespace {
+	u := s.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	if u == nil || u.GetMode() != cri.NamespaceMode_POD {
+		return nil
+	}
+	return u
+}
+
+// HostID is the user and group on the node that are uid and gid in the pod.
+func (s Sandbox) HostID(uid, gid uint32) (hostUID, hostGID uint32) {
+	u := s.UserNS()
+	if u == nil {
+		return uid, gid
+	}
+	return u.GetUids()[0].GetHostId() + uid, u.GetGids()[0].GetHostId() + gid
+}
+
 // Sandboxers: the ways a sandbox can be run.
 const (
 	// SandboxerPod runs a pause process as an ordinary task.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/store/storetest"
@@ -141,4 +142,22 @@ func FuzzUnmarshalContainer(f *testing.F) {
 		}
 		storetest.EqualContainer(t, c2, c)
 	})
+}
+
+func TestUserNS(t *testing.T) {
+	sandbox := func(u *cri.UserNamespace) record.Sandbox {
+		return record.Sandbox{Config: &cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{UsernsOptions: u}},
+		}}}
+	}
+	own := &cri.UserNamespace{Uids: []*cri.IDMapping{{HostId: 100, Length: 10}}, Gids: []*cri.IDMapping{{HostId: 200, Length: 10}}}
+	sb := sandbox(own)
+	if uid, gid := sb.HostID(3, 4); sb.UserNS() != own || uid != 103 || gid != 204 {
+		t.Errorf("got %v, %d:%d", sb.UserNS(), uid, gid)
+	}
+	for _, sb := range []record.Sandbox{sandbox(nil), sandbox(&cri.UserNamespace{Mode: cri.NamespaceMode_NODE}), {Config: &cri.PodSandboxConfig{}}} {
+		if uid, gid := sb.HostID(3, 4); sb.UserNS() != nil || uid != 3 || gid != 4 {
+			t.Errorf("the node's: %v, %d:%d", sb.UserNS(), uid, gid)
+		}
+	}
 }

@@ -233,9 +233,10 @@ func TestCVE_2025_47291_CgroupIsBelowThePods(t *testing.T) {
 			t.Errorf("%s: %s", parent, s.Linux.CgroupsPath)
 		}
 	}
-	wantError(t, errdefs.ErrNotImplemented, "userns_options", func(in *ContainerInput) {
-		sec(in).NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: modePod, Uids: []*cri.IDMapping{{HostId: 1, Length: 2}}}
-	})
+	s := mustContainer(t, withUserns(1<<16))
+	if s.Linux.CgroupsPath != "/kubepods/pod1/cid" {
+		t.Errorf("with a user namespace: %s", s.Linux.CgroupsPath)
+	}
 }
 
 // Devices smuggled in as annotations of an archive, image labels acted upon:

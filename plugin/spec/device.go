@@ -57,13 +57,35 @@ func containerDevices(in *ContainerInput, nodes []specs.LinuxDevice, base []spec
 			return nil, nil, fmt.Errorf("config.devices[%d].permissions: %w", i, err)
 		}
 		d.UID, d.GID = deviceOwner(in, d)
-		nodes = putDevice(nodes, deviceNode(d))
+		if !bound(in, d) {
+			nodes = putDevice(nodes, deviceNode(d))
+		}
 		rules = append(rules, allowDevice(d.Type, d.Major, &d.Minor, access))
 	}
 	if in.privileged() && (!in.Handler.PrivilegedWithoutHostDevices || in.Handler.PrivilegedWithoutHostDevicesAllDevicesAllowed) {
 		rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: allAccess}}
 	}
 	return nodes, rules, nil
+}
+
+// bound reports whether a device is a mount and not a node. In a user namespace
+// nobody makes nodes; runtimes then bind the host's in their place, which they
+// look for at the path in the container.
+func bound(in *ContainerInput, d facts.Device) bool {
+	return podUserns(in.Pod) != nil && d.Path != d.HostPath
+}
+
+// boundDevices are the mounts of devices that are no nodes.
+func boundDevices(in *ContainerInput) (list []specs.Mount) {
+	for _, d := range in.Devices {
+		if bound(in, d) {
+			list = append(list, specs.Mount{
+				Destination: d.Path, Type: "bind", Source: d.HostPath,
+				Options: []string{"bind", rprivate, "nosuid", "noexec"},
+			})
+		}
+	}
+	return list
 }
 
 // DevicePermissions checks the permissions of a device; none means all.

@@ -20,6 +20,10 @@ const (
 	sysDir    = "/sys"
 	cgroupDir = "/sys/fs/cgroup"
 
+	// ttyGroup owns terminals.
+	ttyGroup = "gid=5"
+	ttyGID   = 5
+
 	rprivate = "rprivate"
 	rslave   = "rslave"
 	rshared  = "rshared"
@@ -31,7 +35,7 @@ func kernelMounts() []specs.Mount {
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: devDir, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", ttyGroup}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: sysDir, Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 	}
@@ -51,7 +55,7 @@ func containerMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, str
 	asked := make([]specs.Mount, 0, len(in.Mounts))
 	root := ""
 	for i, m := range in.Mounts {
-		b, err := bindMount(m, in.Handler.RecursiveReadOnly)
+		b, err := bindMount(m, in.Handler)
 		if err != nil {
 			return nil, "", fmt.Errorf("config.mounts[%d]: %w", i, err)
 		}
@@ -61,9 +65,10 @@ func containerMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, str
 	all := slices.DeleteFunc(defaultMounts(in, base), func(d specs.Mount) bool {
 		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return covers(a.Destination, d.Destination) })
 	})
+	all = append(all, boundDevices(in)...)
 	all = append(all, podFiles(in)...)
 	for i, m := range in.Volumes {
-		b, err := bindMount(m, in.Handler.RecursiveReadOnly)
+		b, err := bindMount(m, in.Handler)
 		if err != nil {
 			return nil, "", fmt.Errorf("volume %d of the image: %w", i, err)
 		}
@@ -88,6 +93,7 @@ func defaultMounts(in *ContainerInput, base []specs.Mount) []specs.Mount {
 	if in.privileged() {
 		list = sysWritable(list)
 	}
+	list = usernsMounts(list, in.Pod, in.Handler.RecursiveReadOnly)
 	return append(list, cgroupMount(in))
 }
 
@@ -150,13 +156,15 @@ func podFiles(in *ContainerInput) (list []specs.Mount) {
 }
 
 // bindMount turns a resolved mount into a mount of the specification.
-func bindMount(m facts.Mount, canRecurse bool) (specs.Mount, error) {
+func bindMount(m facts.Mount, h Handler) (specs.Mount, error) {
 	if err := checkRecursive(m.Readonly, m.RecursiveReadonly, m.Propagation); err != nil {
 		return specs.Mount{}, err
 	}
 	mode := "rw"
 	switch {
-	case m.RecursiveReadonly && !canRecurse:
+	case len(m.UIDMappings) > 0 && !h.IDMapMounts:
+		return specs.Mount{}, fmt.Errorf("uidMappings, gidMappings: runtime handler %q has no id-mapped mounts: %w", h.Name, errdefs.ErrFailedPrecondition)
+	case m.RecursiveReadonly && !h.RecursiveReadOnly:
 		return specs.Mount{}, fmt.Errorf("%w: recursive_read_only: the runtime cannot do it: %w", crierrors.ErrRROUnsupported, errdefs.ErrNotImplemented)
 	case m.RecursiveReadonly:
 		mode = "rro"
@@ -173,7 +181,8 @@ func bindMount(m facts.Mount, canRecurse bool) (specs.Mount, error) {
 	}
 	return specs.Mount{
 		Destination: destination, Type: "bind", Source: m.Source,
-		Options: []string{"rbind", propagation, mode},
+		Options:     []string{"rbind", propagation, mode},
+		UIDMappings: idMappings(m.UIDMappings), GIDMappings: idMappings(m.GIDMappings),
 	}, nil
 }
 

@@ -170,8 +170,6 @@ func TestMountErrors(t *testing.T) {
 		"mounts[0]: host_path and":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.Image = &cri.ImageSpec{} }},
 		"mounts[0].image_sub_path":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ImageSubPath = "x" }},
 		"mounts[0].mount_options":   {errdefs.ErrNotImplemented, func(m *cri.Mount) { m.MountOptions = []string{"noexec"} }},
-		"mounts[0].uidMappings":     {errdefs.ErrNotImplemented, func(m *cri.Mount) { m.UidMappings = []*cri.IDMapping{{}} }},
-		", gidMappings":             {errdefs.ErrNotImplemented, func(m *cri.Mount) { m.GidMappings = []*cri.IDMapping{{}} }},
 		"mounts[0].host_path":       {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.HostPath = "" }},
 		"mounts[0].container_path":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ContainerPath = "b" }},
 		"container_path: the root":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ContainerPath = "/b/.." }},

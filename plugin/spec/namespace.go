@@ -25,6 +25,11 @@ func containerNamespaces(in *ContainerInput, base []specs.LinuxNamespace) ([]spe
 		list = append(list, specs.LinuxNamespace{Type: kind, Path: path})
 		return nil
 	}
+	if podUserns(in.Pod) != nil {
+		if err := join(specs.UserNamespace, in.Namespaces.User); err != nil {
+			return nil, err
+		}
+	}
 	if pod.GetNetwork() == cri.NamespaceMode_POD {
 		if err := join(specs.NetworkNamespace, in.Namespaces.Net); err != nil {
 			return nil, err
@@ -77,7 +82,9 @@ func kept(base []specs.LinuxNamespace) (list []specs.LinuxNamespace) {
 	return list
 }
 
-// checkPodOptions checks a pod's namespace options.
+// checkPodOptions checks a pod's namespace options. The processes and the IPC
+// of the host cannot be shown in a user namespace: the kernel mounts /proc and
+// /dev/mqueue only for who is root where they come from.
 func checkPodOptions(field string, o *cri.NamespaceOption) error {
 	const pod, node = cri.NamespaceMode_POD, cri.NamespaceMode_NODE
 	if err := oneOf(field+".network", o.GetNetwork(), pod, node); err != nil {
@@ -89,7 +96,16 @@ func checkPodOptions(field string, o *cri.NamespaceOption) error {
 	if err := oneOf(field+".pid", o.GetPid(), pod, node, cri.NamespaceMode_CONTAINER); err != nil {
 		return err
 	}
-	return checkUserns(field+".userns_options", o.GetUsernsOptions())
+	if err := checkUserns(field+".userns_options", o.GetUsernsOptions()); err != nil {
+		return err
+	}
+	if !ownUserns(o.GetUsernsOptions()) {
+		return nil
+	}
+	if err := oneOf(field+".pid with a user namespace", o.GetPid(), pod, cri.NamespaceMode_CONTAINER); err != nil {
+		return err
+	}
+	return oneOf(field+".ipc with a user namespace", o.GetIpc(), pod)
 }
 
 // checkContainerOptions checks a container's namespace options against its
@@ -109,7 +125,16 @@ func checkContainerOptions(field string, o, pod *cri.NamespaceOption) error {
 	if (o.GetPid() == cri.NamespaceMode_TARGET) != (o.GetTargetId() != "") {
 		return fmt.Errorf("%s.target_id: %q with process namespace %s: %w", field, o.GetTargetId(), o.GetPid(), errdefs.ErrInvalidArgument)
 	}
-	return checkUserns(field+".userns_options", o.GetUsernsOptions())
+	if err := checkUserns(field+".userns_options", o.GetUsernsOptions()); err != nil {
+		return err
+	}
+	if !sameUserns(o.GetUsernsOptions(), pod.GetUsernsOptions()) {
+		return fmt.Errorf("%s.userns_options: not those of the pod: %w", field, errdefs.ErrInvalidArgument)
+	}
+	if ownUserns(pod.GetUsernsOptions()) && o.GetPid() == node {
+		return oneOf(field+".pid with a user namespace", o.GetPid(), as)
+	}
+	return nil
 }
 
 func oneOf(field string, got cri.NamespaceMode, allowed ...cri.NamespaceMode) error {
@@ -119,19 +144,4 @@ func oneOf(field string, got cri.NamespaceMode, allowed ...cri.NamespaceMode) er
 		}
 	}
 	return fmt.Errorf("%s: %s is not possible here: %w", field, got, errdefs.ErrInvalidArgument)
-}
-
-// checkUserns: an absent message means the host's user namespace.
-func checkUserns(field string, u *cri.UserNamespace) error {
-	switch {
-	case u == nil:
-		return nil
-	case u.GetMode() == cri.NamespaceMode_POD:
-		return fmt.Errorf("%s: mode POD: %w", field, errdefs.ErrNotImplemented)
-	case u.GetMode() != cri.NamespaceMode_NODE:
-		return fmt.Errorf("%s.mode: %s is not possible: %w", field, u.GetMode(), errdefs.ErrInvalidArgument)
-	case len(u.GetUids()) > 0, len(u.GetGids()) > 0:
-		return fmt.Errorf("%s: id mappings with mode NODE: %w", field, errdefs.ErrInvalidArgument)
-	}
-	return nil
 }

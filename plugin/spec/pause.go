@@ -36,6 +36,8 @@ type PauseInput struct {
 	Host      facts.Host
 	// NetNS is the pod's network namespace; unused with the host's.
 	NetNS string
+	// UserNS is the pod's own user namespace; unused without one.
+	UserNS string
 	// Files gives /dev/shm and resolv.conf, which runtimes with a kernel of
 	// their own look for here.
 	Files Files
@@ -88,7 +90,7 @@ func pauseProcess(in *PauseInput, base *specs.Process) (*specs.Process, error) {
 	p := *base
 	p.Args, p.Cwd, p.Terminal, p.ConsoleSize = slices.Clone(in.Args), "/", false, nil
 	p.Env = []string{defaultPath}
-	p.User = specs.User{UID: pauseID, GID: pauseID}
+	p.User = pauseUser(in.Config)
 	if sc.GetRunAsUser() != nil {
 		p.User = specs.User{UID: uint32(sc.GetRunAsUser().GetValue())}
 	}
@@ -100,6 +102,10 @@ func pauseProcess(in *PauseInput, base *specs.Process) (*specs.Process, error) {
 		if !slices.Contains(p.User.AdditionalGids, uint32(g)) {
 			p.User.AdditionalGids = append(p.User.AdditionalGids, uint32(g))
 		}
+	}
+	id := facts.User{UID: p.User.UID, GID: p.User.GID, AdditionalGIDs: p.User.AdditionalGids}
+	if err := checkMapped(id, podUserns(in.Config)); err != nil {
+		return nil, err
 	}
 	p.Capabilities = capabilitySet(nil, nil)
 	p.NoNewPrivileges = true
@@ -113,12 +119,23 @@ func pauseProcess(in *PauseInput, base *specs.Process) (*specs.Process, error) {
 	return &p, err
 }
 
+// pauseUser is the identity nobody chose: the last one in a user namespace that
+// is too small for the usual one.
+func pauseUser(pod *cri.PodSandboxConfig) specs.User {
+	id := specs.User{UID: pauseID, GID: pauseID}
+	if u := podUserns(pod); u != nil {
+		id.UID = min(id.UID, u.GetUids()[0].GetLength()-1)
+		id.GID = min(id.GID, u.GetGids()[0].GetLength()-1)
+	}
+	return id
+}
+
 func pauseLinux(in *PauseInput, s *specs.Spec) (*specs.Linux, error) {
 	l, err := s.Linux, error(nil)
 	if l.Namespaces, err = pauseNamespaces(in, l.Namespaces); err != nil {
 		return nil, err
 	}
-	l.UIDMappings, l.GIDMappings = nil, nil
+	l.UIDMappings, l.GIDMappings = usernsMappings(in.Config)
 	if l.Sysctl, err = Sysctls(in.Config, in.Policy, in.Host); err != nil {
 		return nil, err
 	}
@@ -141,6 +158,12 @@ func pauseLinux(in *PauseInput, s *specs.Spec) (*specs.Linux, error) {
 func pauseNamespaces(in *PauseInput, base []specs.LinuxNamespace) ([]specs.LinuxNamespace, error) {
 	o := podOptions(in.Config)
 	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if podUserns(in.Config) != nil {
+		if in.UserNS == "" {
+			return nil, fmt.Errorf("the pod has no user namespace to join: %w", errdefs.ErrFailedPrecondition)
+		}
+		list = append(list, specs.LinuxNamespace{Type: specs.UserNamespace, Path: in.UserNS})
+	}
 	if o.GetNetwork() == cri.NamespaceMode_POD {
 		if in.NetNS == "" {
 			return nil, fmt.Errorf("the pod has no network namespace to join: %w", errdefs.ErrFailedPrecondition)
@@ -166,6 +189,7 @@ func pauseMounts(in *PauseInput) []specs.Mount {
 	if in.Config.GetLinux().GetSecurityContext().GetPrivileged() {
 		list = sysWritable(list)
 	}
+	list = usernsMounts(list, in.Config, in.Handler.RecursiveReadOnly)
 	for _, f := range []struct{ source, destination string }{
 		{in.Files.Shm, shmDir},
 		{in.Files.ResolvConf, "/etc/resolv.conf"},

@@ -88,9 +88,6 @@ func TestContainerNamespaceErrors(t *testing.T) {
 	} {
 		wantError(t, errdefs.ErrInvalidArgument, field, func(in *ContainerInput) { sec(in).NamespaceOptions = own })
 	}
-	wantError(t, errdefs.ErrNotImplemented, "userns_options: mode POD", func(in *ContainerInput) {
-		sec(in).NamespaceOptions = &cri.NamespaceOption{UsernsOptions: &cri.UserNamespace{}}
-	})
 	for kind, change := range map[string]func(*Namespaces){
 		"network": func(n *Namespaces) { n.Net = "" }, "uts": func(n *Namespaces) { n.UTS = "" }, "ipc": func(n *Namespaces) { n.IPC = "" },
 	} {
@@ -253,6 +250,10 @@ func TestSysctls(t *testing.T) {
 	}
 	if _, err := Sysctls(pod(nil, map[string]string{"net.a.b": "1", "net/a/b": "2"}), Policy{}, h); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("twice: %v", err)
+	}
+	small := pod(&cri.NamespaceOption{UsernsOptions: userNS(1000)}, nil)
+	if got, err := Sysctls(small, both, h); err != nil || got[pingGroups] != "0 999" {
+		t.Errorf("user namespace: %v, %v", got, err)
 	}
 	s := mustPause(t, func(in *PauseInput) { in.Config.Linux.Sysctls = map[string]string{"net.a": "1"} })
 	if !maps.Equal(s.Linux.Sysctl, map[string]string{"net.a": "1"}) {

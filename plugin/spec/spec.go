@@ -29,6 +29,7 @@ const rootfsDir = "rootfs"
 
 // Handler is what a specification has to know about a runtime handler.
 type Handler struct {
+	Name string
 	// PodAnnotations and ContainerAnnotations are patterns, in the syntax of
 	// path.Match, of the annotations that reach the runtime.
 	PodAnnotations, ContainerAnnotations []string
@@ -43,6 +44,8 @@ type Handler struct {
 	CgroupWritable bool
 	// RecursiveReadOnly says that the runtime knows recursive read-only mounts.
 	RecursiveReadOnly bool
+	// IDMapMounts says that the runtime knows mounts that show other owners.
+	IDMapMounts bool
 	// OCIVersion is the newest specification the runtime accepts, "" for the
 	// current one.
 	OCIVersion string
@@ -86,6 +89,8 @@ type Namespaces struct {
 	PID string
 	// Target is that of the container a TARGET namespace names.
 	Target string
+	// User is the pod's own user namespace, unused without one.
+	User string
 }
 
 // ProcNamespace is the path of a process's namespace; kind is "net", "uts",
@@ -155,6 +160,9 @@ func container(in *ContainerInput) (*specs.Spec, error) {
 	if err := checkPrivileged(in); err != nil {
 		return nil, err
 	}
+	if err := checkMapped(in.User, podUserns(in.Pod)); err != nil {
+		return nil, err
+	}
 	s, err := baseSpec(in.Handler)
 	if err != nil {
 		return nil, err
@@ -187,7 +195,7 @@ func containerLinux(in *ContainerInput, l *specs.Linux) (*specs.Linux, error) {
 	if l.Namespaces, err = containerNamespaces(in, l.Namespaces); err != nil {
 		return nil, err
 	}
-	l.UIDMappings, l.GIDMappings = nil, nil
+	l.UIDMappings, l.GIDMappings = usernsMappings(in.Pod)
 	// Sysctls are set once, in the pod's namespaces.
 	l.Sysctl = nil
 	l.CgroupsPath = CgroupsPath(in.Pod.GetLinux().GetCgroupParent(), in.ID, in.Handler.SystemdCgroup)

@@ -63,9 +63,10 @@ func Sysctls(pod *cri.PodSandboxConfig, p Policy, host facts.Host) (map[string]s
 		if _, given := set[unprivilegedPorts]; !given && p.UnprivilegedPorts && host.UnprivilegedPorts {
 			set[unprivilegedPorts] = "0"
 		}
-		// Within a user namespace the large group number is not mapped.
+		// Where the daemon is in a user namespace, nobody knows which groups
+		// are mapped.
 		if _, given := set[pingGroups]; !given && p.UnprivilegedICMP && host.UnprivilegedICMP && !host.UserNS {
-			set[pingGroups] = "0 2147483647"
+			set[pingGroups] = fmt.Sprintf("0 %d", lastGroup(pod))
 		}
 	}
 	return set, nil
@@ -80,6 +81,15 @@ func CheckDefaultSysctls(set map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// lastGroup is the largest group a pod can have. The kernel takes no range with
+// groups that do not exist in the user namespace it is written in.
+func lastGroup(pod *cri.PodSandboxConfig) uint32 {
+	if u := podUserns(pod); u != nil {
+		return min(maxID, u.GetGids()[0].GetLength()-1)
+	}
+	return maxID
 }
 
 func checkSysctl(pod *cri.PodSandboxConfig, name, value string) (dotted string, err error) {

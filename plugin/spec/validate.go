@@ -276,8 +276,9 @@ func checkMount(field string, m *cri.Mount) error {
 		return fmt.Errorf("%s.image_sub_path: without image: %w", field, errdefs.ErrInvalidArgument)
 	case len(m.GetMountOptions()) > 0:
 		return fmt.Errorf("%s.mount_options: %w", field, errdefs.ErrNotImplemented)
-	case len(m.GetUidMappings()) > 0, len(m.GetGidMappings()) > 0:
-		return fmt.Errorf("%s.uidMappings, gidMappings: %w", field, errdefs.ErrNotImplemented)
+	}
+	if err := checkMountMappings(field, m); err != nil {
+		return err
 	}
 	if err := checkAbsolute(field+".host_path", m.GetHostPath()); err != nil {
 		return err

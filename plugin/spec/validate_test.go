@@ -56,11 +56,9 @@ func TestValidatePod(t *testing.T) {
 			}
 		}
 	}
-	userns := minimal()
-	linux(userns).NamespaceOptions = &cri.NamespaceOption{UsernsOptions: &cri.UserNamespace{}}
 	windows := minimal()
 	windows.Windows = &cri.WindowsPodSandboxConfig{}
-	for field, c := range map[string]*cri.PodSandboxConfig{"userns_options": userns, "windows": windows} {
+	for field, c := range map[string]*cri.PodSandboxConfig{"windows": windows} {
 		if err := ValidatePod(c); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), field) {
 			t.Errorf("%s: %v", field, err)
 		}
