@@ -2,6 +2,8 @@ package plugin
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -66,8 +68,12 @@ func (i imageSource) Resolve(ctx context.Context, ref string, h record.Handler) 
 type tasks struct{ *runtime.Tasks }
 
 func (t tasks) Create(ctx context.Context, req container.TaskRequest) (container.Task, error) {
+	h, err := withIOOwner(req)
+	if err != nil {
+		return nil, err
+	}
 	created, err := t.Tasks.Create(ctx, runtime.CreateRequest{
-		ID: req.Container.ID, SandboxID: req.Sandbox.ID, Handler: req.Container.Handler, Spec: req.Container.Spec,
+		ID: req.Container.ID, SandboxID: req.Sandbox.ID, Handler: h, Spec: req.Container.Spec,
 		Rootfs: req.Rootfs, IO: runtime.IO(req.IO),
 		Address: req.Sandbox.Instance.Address, Version: req.Sandbox.Instance.Version,
 	})
@@ -75,6 +81,17 @@ func (t tasks) Create(ctx context.Context, req container.TaskRequest) (container
 		return nil, err
 	}
 	return task{created}, nil
+}
+
+// withIOOwner gives the pipes of a container in a user namespace to its first
+// process.
+func withIOOwner(req container.TaskRequest) (record.Handler, error) {
+	if req.Sandbox.UserNS() == nil {
+		return req.Container.Handler, nil
+	}
+	u := req.Container.User.GetLinux()
+	uid, gid := req.Sandbox.HostID(uint32(u.GetUid()), uint32(u.GetGid()))
+	return handler.WithIOOwner(req.Container.Handler, uid, gid)
 }
 
 func (t tasks) Get(ctx context.Context, id string) (container.Task, error) {
@@ -137,9 +154,16 @@ func (validate) Container(c *cri.ContainerConfig, pod *cri.PodSandboxConfig) err
 }
 
 // withMounted mounts a root filesystem read-only for as long as fn runs. It
-// sees nothing of the container's own mounts.
+// sees nothing of the container's own mounts, and the owners of files as the
+// image has them, also where the container is in a user namespace.
 func withMounted(ctx context.Context, rootfs []mount.Mount, fn func(root string) error) error {
-	return mount.WithReadonlyTempMount(ctx, rootfs, fn)
+	plain := slices.Clone(rootfs)
+	for i, m := range plain {
+		plain[i].Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool {
+			return strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap=")
+		})
+	}
+	return mount.WithReadonlyTempMount(ctx, plain, fn)
 }
 
 func ignoreNotFound(err error) error {

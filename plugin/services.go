@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/version"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/prometheus/client_golang/prometheus"
@@ -44,6 +45,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/stdio/keeper"
 	"github.com/gantry-cri/gantry/plugin/store"
 	"github.com/gantry-cri/gantry/plugin/stream"
+	"github.com/gantry-cri/gantry/plugin/userns"
 )
 
 // netnsDir is where network namespaces are pinned unless the configuration puts
@@ -69,6 +71,7 @@ type services struct {
 	sandboxes  *gsandbox.Service
 	containers *container.Service
 	networks   *network.Networks
+	userns     *userns.Namespaces
 	handlers   *handler.Handlers
 	streaming  *stream.Server
 	background *lifecycle.Group
@@ -129,6 +132,20 @@ func (n node) snapshotRoot(name string) string {
 	return filepath.Join(filepath.Dir(n.rootDir), plugins.SnapshotPlugin.String()+"."+name)
 }
 
+// userNSObstacle returns why no pod whose images are in the snapshotter can
+// have a user namespace.
+func (n node) userNSObstacle(snaps *snapshot.Snapshots, def string) func(snapshotter string) error {
+	return func(snapshotter string) error {
+		if !n.facts.UserNamespaces {
+			return fmt.Errorf("the kernel makes no user namespaces (user.max_user_namespaces): %w", errdefs.ErrFailedPrecondition)
+		}
+		if snapshotter == "" {
+			snapshotter = def
+		}
+		return snaps.Remaps(snapshotter)
+	}
+}
+
 func newServices(ic *plugin.InitContext, cfg settings) (*services, error) {
 	n, err := newNode(ic)
 	if err != nil {
@@ -157,17 +174,20 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if !ok {
 		return fmt.Errorf("task runtime %T does not tell about runtimes", n.tasks)
 	}
-	if s.handlers, err = handler.New(cfg.runtime, handler.NewProber(introspector)); err != nil {
+	// Looked up now: later plugins are still being added to the set.
+	known := snapshotters(n)
+	snaps := snapshot.New(func(name string) (snapshots.Snapshotter, bool) {
+		sn := n.db.Snapshotter(name)
+		return sn, sn != nil
+	}, n.snapshotRoot, func(name string) []string { return known[name].Capabilities })
+	obstacle := n.userNSObstacle(snaps, cfg.images.Snapshotter)
+	if s.handlers, err = handler.New(cfg.runtime, handler.NewProber(introspector), obstacle); err != nil {
 		return err
 	}
 	images, err := newImages(ctx, n, s.handlers, cfg, s.background)
 	if err != nil {
 		return err
 	}
-	snaps := snapshot.New(func(name string) (snapshots.Snapshotter, bool) {
-		sn := n.db.Snapshotter(name)
-		return sn, sn != nil
-	}, n.snapshotRoot)
 	measure := stats.New(n.facts, snaps, cfg.images.StatsCollectPeriod)
 	files, err := podfiles.New(filepath.Join(n.stateDir, "sandboxes"), podfiles.Text{
 		Hostname:   func(c *criapi.PodSandboxConfig) string { return spec.Hostname(c, n.facts) },
@@ -184,13 +204,19 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		return err
 	}
 	s.networks, s.checkNetworks = nets.Networks, cfg.runtime.CNI.CheckOnStart
-	gen := &generator{handlers: s.handlers, containers: s.store.Containers, files: files, host: n.facts, policy: policyOf(cfg.runtime)}
+	pauseDir := filepath.Join(n.stateDir, "pause")
+	if s.userns, err = userns.New(filepath.Join(n.stateDir, "userns"), sandboxer.Program(pauseDir)); err != nil {
+		return err
+	}
+	gen := &generator{
+		handlers: s.handlers, containers: s.store.Containers, files: files, userns: s.userns, host: n.facts, policy: policyOf(cfg.runtime),
+	}
 	hierarchies, err := runtime.NewHierarchies()
 	if err != nil {
 		return err
 	}
 	rt := runtime.New(n.tasks, hierarchies)
-	inst, err := newInstances(n, rt, gen)
+	inst, err := newInstances(n, pauseDir, rt, gen)
 	if err != nil {
 		return err
 	}
@@ -203,8 +229,8 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
-		Store: s.store.Sandboxes, Handlers: s.handlers, Files: files, Network: nets, Instances: inst, Shims: shims{rt},
-		Containers: s.containers, Ops: s.ops, Background: s.background,
+		Store: s.store.Sandboxes, Handlers: s.handlers, Files: files, UserNS: s.userns, Network: nets, Instances: inst,
+		Shims: shims{rt}, Containers: s.containers, Ops: s.ops, Background: s.background,
 	})
 	if s.streaming, err = newStreaming(cfg.server, s.containers, s.sandboxes, s.ops); err != nil {
 		return err
@@ -257,11 +283,14 @@ func (s *services) start() {
 		if err := s.networks.GC(ctx, s.livePods); err != nil {
 			log.G(ctx).WithError(err).Warn("release network leftovers")
 		}
-		if s.checkNetworks {
-			s.checkPodNetworks(ctx)
-		}
 		if err := s.streams.sweep(ctx, s.store.Containers); err != nil {
 			log.G(ctx).WithError(err).Warn("release output leftovers")
+		}
+		if err := s.userns.GC(ctx, s.livePods); err != nil {
+			log.G(ctx).WithError(err).Warn("release user namespaces without a pod")
+		}
+		if s.checkNetworks {
+			s.checkPodNetworks(ctx)
 		}
 	})
 }
@@ -281,7 +310,7 @@ func (s *services) checkPodNetworks(ctx context.Context) {
 	}
 }
 
-// livePods are the pods whose network is not to be touched: all there are.
+// livePods are the pods whose namespaces are not to be touched: all there are.
 func (s *services) livePods(context.Context) ([]string, error) {
 	var ids []string
 	for _, sb := range s.store.Sandboxes.List() {
@@ -355,7 +384,7 @@ func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks
 }
 
 // newInstances puts a sandboxer behind each way to run a sandbox.
-func newInstances(n node, rt *runtime.Tasks, gen *generator) (gsandbox.Instances, error) {
+func newInstances(n node, pauseDir string, rt *runtime.Tasks, gen *generator) (gsandbox.Instances, error) {
 	controllers, err := n.ic.GetByType(plugins.SandboxControllerPlugin)
 	if err != nil {
 		return nil, fmt.Errorf("get sandbox controllers: %w", err)
@@ -367,7 +396,7 @@ func newInstances(n node, rt *runtime.Tasks, gen *generator) (gsandbox.Instances
 		}
 	}
 	return sandboxer.New(sandboxer.Options{
-		Tasks: rt, StateDir: filepath.Join(n.stateDir, "pause"), Spec: gen.Pause, Controllers: shims,
+		Tasks: rt, StateDir: pauseDir, Spec: gen.Pause, Controllers: shims,
 	})
 }
 

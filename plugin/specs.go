@@ -19,6 +19,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/rootfs"
 	"github.com/gantry-cri/gantry/plugin/spec"
 	"github.com/gantry-cri/gantry/plugin/store"
+	"github.com/gantry-cri/gantry/plugin/userns"
 )
 
 // generator gathers what a specification depends on and has package spec make
@@ -28,6 +29,7 @@ type generator struct {
 	handlers   *handler.Handlers
 	containers *store.Containers
 	files      *podfiles.Files
+	userns     *userns.Namespaces
 	host       facts.Host
 	policy     spec.Policy
 }
@@ -111,6 +113,7 @@ func (g *generator) handler(ctx context.Context, r record.Handler) (spec.Handler
 		return spec.Handler{}, err
 	}
 	return spec.Handler{
+		Name: h.Name, IDMapMounts: h.Features.IDMapMounts,
 		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
 		PrivilegedWithoutHostDevices:                  h.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: h.PrivilegedWithoutHostDevicesAllDevicesAllowed,
@@ -124,11 +127,19 @@ func (g *generator) podFiles(sb record.Sandbox) (spec.Files, error) {
 	return spec.Files{Hosts: p.Hosts, Hostname: p.Hostname, ResolvConf: p.ResolvConf, Shm: p.Shm}, nil
 }
 
+// userNS is the path of the pod's own user namespace, "" without one.
+func (g *generator) userNS(sb record.Sandbox) string {
+	if sb.UserNS() == nil {
+		return ""
+	}
+	return g.userns.Path(sb.ID)
+}
+
 // namespaces are the pod's as its process holds them, and the target's.
 func (g *generator) namespaces(sb record.Sandbox, cfg *cri.ContainerConfig) (spec.Namespaces, error) {
 	pid := sb.Instance.Pid
 	n := spec.Namespaces{
-		Net: sb.Network.NetNS,
+		Net: sb.Network.NetNS, User: g.userNS(sb),
 		UTS: spec.ProcNamespace(pid, "uts"), IPC: spec.ProcNamespace(pid, "ipc"), PID: spec.ProcNamespace(pid, "pid"),
 	}
 	opts := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
@@ -186,6 +197,7 @@ func (g *generator) Pause(sb record.Sandbox, netns string, args []string) (*spec
 		return nil, err
 	}
 	return spec.Pause(spec.PauseInput{
-		ID: sb.ID, Config: sb.Config, Args: args, Handler: h, Policy: g.policy, Host: g.host, NetNS: netns, Files: files, SeccompProfile: profile,
+		ID: sb.ID, Config: sb.Config, Args: args, Handler: h, Policy: g.policy, Host: g.host,
+		NetNS: netns, UserNS: g.userNS(sb), Files: files, SeccompProfile: profile,
 	})
 }

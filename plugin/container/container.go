@@ -67,7 +67,8 @@ type Image struct {
 // Snapshots makes the root filesystems; the key is the container's ID. One goes
 // with the record of its container.
 type Snapshots interface {
-	Prepare(ctx context.Context, snapshotter, key, parent string) ([]mount.Mount, error)
+	// Prepare shows the files with the owners of the user namespace u, if any.
+	Prepare(ctx context.Context, snapshotter, key, parent string, u *cri.UserNamespace) ([]mount.Mount, error)
 	Mounts(ctx context.Context, snapshotter, key string) ([]mount.Mount, error)
 }
 

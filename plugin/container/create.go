@@ -99,7 +99,7 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 		return c, err
 	}
 	operation.Stage(ctx, "prepare root filesystem")
-	rootfs, err := s.Snapshots.Prepare(ctx, img.Snapshotter, c.ID, img.Parent)
+	rootfs, err := s.Snapshots.Prepare(ctx, img.Snapshotter, c.ID, img.Parent, sb.UserNS())
 	if err != nil {
 		return c, fmt.Errorf("prepare root filesystem: %w", err)
 	}

@@ -169,7 +169,7 @@ func (images) Resolve(_ context.Context, ref string, _ record.Handler) (containe
 // snapshots: a layer is there or not.
 type snapshots struct{ d *daemon }
 
-func (x snapshots) Prepare(_ context.Context, _, key, _ string) ([]mount.Mount, error) {
+func (x snapshots) Prepare(_ context.Context, _, key, _ string, _ *cri.UserNamespace) ([]mount.Mount, error) {
 	return nil, x.d.w.effect(x.d.life, "prepare layer", func() error { x.d.w.set(x.d.w.layers, key, true); return nil })
 }
 

@@ -117,7 +117,8 @@ func (s *Server) Status(ctx context.Context, req *cri.StatusRequest) (*cri.Statu
 	resp := &cri.StatusResponse{
 		Status:          &cri.RuntimeStatus{Conditions: []*cri.RuntimeCondition{runtime, network, warnings}},
 		RuntimeHandlers: s.Handlers.CRI(),
-		Features:        &cri.RuntimeFeatures{SupplementalGroupsPolicy: true},
+		// By definition these do not depend on what the handlers can do.
+		Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true},
 	}
 	if !req.GetVerbose() {
 		return resp, nil

@@ -14,6 +14,7 @@ package handler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -66,6 +67,8 @@ type Handlers struct {
 	byName map[string]Handler
 	def    string
 	prober Prober
+	// obstacle is why no pod with the snapshotter can have a user namespace.
+	obstacle func(snapshotter string) error
 	// booted reports whether systemd runs the machine.
 	booted func() bool
 
@@ -80,14 +83,17 @@ type probed struct {
 	err      error
 }
 
-// New resolves every configured handler.
-func New(cfg config.Runtime, p Prober) (*Handlers, error) {
-	return build(cfg, p, cgroups.Mode() == cgroups.Unified)
+// New resolves every configured handler. obstacle says why, whatever its
+// runtime can do, no pod can have a user namespace of its own whose images are
+// in the named snapshotter, "" being the image service's default; nil is that
+// it can.
+func New(cfg config.Runtime, p Prober, obstacle func(snapshotter string) error) (*Handlers, error) {
+	return build(cfg, p, obstacle, cgroups.Mode() == cgroups.Unified)
 }
 
-func build(cfg config.Runtime, p Prober, unified bool) (*Handlers, error) {
+func build(cfg config.Runtime, p Prober, obstacle func(string) error, unified bool) (*Handlers, error) {
 	hs := &Handlers{
-		byName: map[string]Handler{}, def: cfg.DefaultHandler, prober: p, booted: runningSystemd,
+		byName: map[string]Handler{}, def: cfg.DefaultHandler, prober: p, obstacle: obstacle, booted: runningSystemd,
 		probes: flight.Group[string, Features]{Linger: flight.Forever}, probed: map[string]probed{},
 	}
 	loaded := specFiles{}
@@ -166,6 +172,32 @@ func (hs *Handlers) Resolve(ctx context.Context, name string) (Handler, error) {
 		return Handler{}, fmt.Errorf("probe runtime handler %q: %w", h.Name, err)
 	}
 	return hs.withFeatures(h), nil
+}
+
+// AdmitUserNS says why pods of the named handler can have no user namespace of
+// their own, nil if they can. Like Resolve it waits for the runtime to be
+// probed. One that could not be is asked again: the pod cannot do without the
+// answer, and there may have been none for the load of the node.
+func (hs *Handlers) AdmitUserNS(ctx context.Context, name string) error {
+	h, err := hs.find(name)
+	if err != nil {
+		return err
+	}
+	hs.forgetFailure(h.Name)
+	if h, err = hs.Resolve(ctx, h.Name); err != nil || h.Features.UserNamespaces {
+		return err
+	}
+	var class error = errdefs.ErrFailedPrecondition
+	why := hs.obstacle(h.Snapshotter)
+	if why == nil {
+		if why = hs.ProbeError(h.Name); why != nil {
+			class = errdefs.ErrUnavailable
+		}
+	}
+	if why == nil {
+		why = errors.New("its runtime does not offer user namespaces with id-mapped mounts")
+	}
+	return fmt.Errorf("user namespace: runtime handler %q cannot give a pod one: %w (%w)", h.Name, why, class)
 }
 
 // Default returns the default handler with the features known so far.

@@ -96,9 +96,11 @@ func withRuntimes(h map[string]any) map[string]any {
 	return map[string]any{"containerd": map[string]any{"runtimes": h}}
 }
 
+func noObstacle(string) error { return nil }
+
 func mustBuild(t *testing.T, cfg config.Runtime, p Prober) *Handlers {
 	t.Helper()
-	hs, err := build(cfg, p, true)
+	hs, err := build(cfg, p, noObstacle, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -239,7 +241,7 @@ func TestRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cfg := parse(t, nil)
 			tc.change(&cfg)
-			_, err := build(cfg, &runtimes{}, true)
+			_, err := build(cfg, &runtimes{}, noObstacle, true)
 			if !tc.class(err) || !strings.Contains(err.Error(), tc.says) {
 				t.Errorf("got %v", err)
 			}
@@ -247,7 +249,7 @@ func TestRefused(t *testing.T) {
 	}
 	cfg := parse(t, nil)
 	with(func(h *config.Handler) { h.CgroupWritable = true })(&cfg)
-	if _, err := build(cfg, &runtimes{}, false); !errdefs.IsFailedPrecondition(err) {
+	if _, err := build(cfg, &runtimes{}, noObstacle, false); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("cgroup_writable without cgroup v2: %v", err)
 	}
 }
@@ -372,6 +374,78 @@ func TestResolveJoins(t *testing.T) {
 	hs.Wait()
 	if n := fake.asked.Load(); n != 1 {
 		t.Errorf("asked %d times", n)
+	}
+}
+
+// What keeps pods from having user namespaces is in the features, and said when
+// a pod asks for one.
+func TestAdmitUserNS(t *testing.T) {
+	ctx := context.Background()
+	noRemap := errors.New("the snapshotter cannot")
+	cfg := parse(t, withRuntimes(map[string]any{
+		"old":  map[string]any{"runtime_type": "old"},
+		"gone": map[string]any{"runtime_type": "gone"},
+		"copy": map[string]any{"runtime_type": "io.containerd.runc.v2", "snapshotter": "native"},
+	}))
+	fake := &runtimes{answers: map[string]*apitypes.RuntimeInfo{
+		"io.containerd.runc.v2": modern(t),
+		"old":                   tells(t, features.Features{OCIVersionMax: "1.0.2"}),
+	}}
+	hs, err := build(cfg, fake, func(snapshotter string) error {
+		if snapshotter == "native" {
+			return noRemap
+		}
+		return nil
+	}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := hs.AdmitUserNS(ctx, ""); err != nil {
+		t.Error(err)
+	}
+	for name, want := range map[string]string{"old": "does not offer", "gone": os.ErrNotExist.Error(), "copy": noRemap.Error()} {
+		err := hs.AdmitUserNS(ctx, name)
+		class := errdefs.IsFailedPrecondition
+		if name == "gone" {
+			class = errdefs.IsUnavailable
+		}
+		if !class(err) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if h, _ := hs.Get(name); h.Features.UserNamespaces {
+			t.Errorf("%s has the feature", name)
+		}
+	}
+	fake.answers["gone"] = modern(t)
+	if err := hs.AdmitUserNS(ctx, "gone"); err != nil {
+		t.Errorf("a runtime that answers when asked again: %v", err)
+	}
+	if err := hs.AdmitUserNS(ctx, "bogus"); !errdefs.IsNotFound(err) {
+		t.Errorf("bogus: %v", err)
+	}
+}
+
+func TestWithIOOwner(t *testing.T) {
+	opts, err := proto.Marshal(&runcoptions.Options{Root: "/r", SystemdCgroup: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := record.Handler{Name: "runc", OptionsType: "containerd.runc.v1.Options", Options: opts}
+	out, err := WithIOOwner(in, 100000, 200000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got runcoptions.Options
+	if err := proto.Unmarshal(out.Options, &got); err != nil || got.IoUid != 100000 || got.IoGid != 200000 || got.Root != "/r" || !got.SystemdCgroup {
+		t.Errorf("got %v, %v", &got, err)
+	}
+	other := record.Handler{Name: "kata", OptionsType: "other", Options: []byte("x")}
+	if out, err := WithIOOwner(other, 1, 1); err != nil || !reflect.DeepEqual(out, other) {
+		t.Errorf("another runtime's: %+v, %v", out, err)
+	}
+	in.Options = []byte{0xff}
+	if _, err := WithIOOwner(in, 1, 1); !errdefs.IsInternal(err) {
+		t.Errorf("damaged: %v", err)
 	}
 }
 

@@ -15,8 +15,11 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/pelletier/go-toml/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/record"
 )
 
 // encoded is a handler's options as its runtime gets them.
@@ -30,7 +33,7 @@ type encoded struct {
 // one of runc, or else the one that every other runtime takes, which names a
 // file or carries the whole table.
 func encodeOptions(c config.Handler) (encoded, error) {
-	if c.Options == nil {
+	if c.Options == nil && !c.IsRunc() {
 		return encoded{}, nil
 	}
 	body, err := toml.Marshal(c.Options)
@@ -55,7 +58,7 @@ func encodeOptions(c config.Handler) (encoded, error) {
 		return encoded{}, fmt.Errorf("encode options: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	a, err := typeurl.MarshalAny(msg)
-	return encoded{any: a, systemdCgroup: msg.SystemdCgroup, tellsDriver: true}, err
+	return encoded{any: a, systemdCgroup: msg.SystemdCgroup, tellsDriver: c.Options != nil}, err
 }
 
 // text reads a string from a table whose keys may be in any letter case.
@@ -130,4 +133,25 @@ func parseSpec(data []byte) (*specs.Spec, error) {
 		return nil, fmt.Errorf("it holds no specification: %w", errdefs.ErrInvalidArgument)
 	}
 	return spec, nil
+}
+
+// WithIOOwner returns h with options by which the pipes of a process belong to
+// that user and group of the node: to write to its own output by name, as
+// /dev/stdout, a process in a user namespace must own it. Only runc's shim has
+// such options; the handler of another runtime stays as it is.
+func WithIOOwner(h record.Handler, uid, gid uint32) (record.Handler, error) {
+	var o runcoptions.Options
+	if !typeurl.Is(&anypb.Any{TypeUrl: h.OptionsType}, &o) {
+		return h, nil
+	}
+	if err := proto.Unmarshal(h.Options, &o); err != nil {
+		return h, fmt.Errorf("decode options of runtime handler %q: %w: %w", h.Name, err, errdefs.ErrInternal)
+	}
+	o.IoUid, o.IoGid = uid, gid
+	b, err := proto.Marshal(&o)
+	if err != nil {
+		return h, fmt.Errorf("encode options of runtime handler %q: %w: %w", h.Name, err, errdefs.ErrInternal)
+	}
+	h.Options = b
+	return h, nil
 }

@@ -33,9 +33,11 @@ type Features struct {
 	Known bool
 	// RecursiveReadOnlyMounts needs the kernel as well.
 	RecursiveReadOnlyMounts bool
-	// UserNamespaces for pods, which need ID-mapped mounts too.
+	// UserNamespaces for pods, which need ID-mapped mounts too, of the runtime
+	// and of the handler's snapshotter.
 	UserNamespaces bool
-	IDMapMounts    bool
+	// IDMapMounts are mounts that show other owners.
+	IDMapMounts bool
 	// OCIVersionMax is the newest specification that the runtime accepts, ""
 	// if it does not say.
 	OCIVersionMax string
@@ -160,6 +162,7 @@ func (hs *Handlers) ask(ctx context.Context, h Handler) (p probed) {
 	if err != nil {
 		return probed{err: fmt.Errorf("read features of runtime %s: %w", h.Runtime, err)}
 	}
+	f.UserNamespaces = f.UserNamespaces && hs.obstacle(h.Snapshotter) == nil
 	return probed{features: f}
 }
 
@@ -171,12 +174,17 @@ func (hs *Handlers) answer(name string) (probed, bool) {
 }
 
 func (hs *Handlers) forgetFailures() {
+	for _, name := range hs.names() {
+		hs.forgetFailure(name)
+	}
+}
+
+// forgetFailure makes the next probe of a handler that failed ask again.
+func (hs *Handlers) forgetFailure(name string) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
-	for name, p := range hs.probed {
-		if p.err != nil {
-			delete(hs.probed, name)
-		}
+	if hs.probed[name].err != nil {
+		delete(hs.probed, name)
 	}
 }
 

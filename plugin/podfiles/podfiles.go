@@ -1,7 +1,8 @@
 // Package podfiles makes the files that the containers of a pod share: hosts,
 // hostname, resolv.conf and the memory behind /dev/shm. They lie in a
 // directory named after the sandbox, below the state directory, and are gone
-// after a reboot as the pods are. It never looks into a container.
+// after a reboot as the pods are. Their owner is whoever is root in the pod. It
+// never looks into a container.
 package podfiles
 
 import (
@@ -89,6 +90,7 @@ func (f *Files) Create(_ context.Context, sb record.Sandbox) error {
 		return err
 	}
 	hostname := f.text.Hostname(sb.Config)
+	uid, gid := sb.HostID(0, 0)
 	p := f.Paths(sb)
 	if err := os.MkdirAll(p.Dir, 0o711); err != nil {
 		return fmt.Errorf("create directory of pod files: %w", err)
@@ -97,21 +99,26 @@ func (f *Files) Create(_ context.Context, sb record.Sandbox) error {
 		if err := os.WriteFile(path, content, 0o644); err != nil {
 			return fmt.Errorf("write pod file: %w", err)
 		}
+		if err := os.Chown(path, int(uid), int(gid)); err != nil {
+			return fmt.Errorf("give pod file to the pod's root: %w", err)
+		}
 	}
 	if hostIPC(sb) {
 		return nil
 	}
-	return mountShm(p.Shm)
+	return mountShm(p.Shm, uid, gid)
 }
 
-func mountShm(dir string) error {
+// mountShm mounts the memory behind /dev/shm, whose root is the pod's.
+func mountShm(dir string, uid, gid uint32) error {
 	if err := unmount(dir); err != nil { // of an attempt that was cut off
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return fmt.Errorf("create directory for /dev/shm: %w", err)
 	}
-	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d", shmSize))
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV,
+		fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, uid, gid))
 	if err != nil {
 		return fmt.Errorf("mount /dev/shm of the pod: %w", err)
 	}

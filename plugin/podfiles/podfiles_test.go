@@ -89,3 +89,33 @@ func TestHostNamespaces(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// In a user namespace the files belong to its root.
+func TestOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	f, err := podfiles.New(filepath.Join(t.TempDir(), "sandboxes"), text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	sb := record.Sandbox{ID: record.NewID(), Config: &cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{
+		SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{UsernsOptions: &cri.UserNamespace{
+			Uids: []*cri.IDMapping{{HostId: 100000, Length: 10}}, Gids: []*cri.IDMapping{{HostId: 200000, Length: 10}},
+		}}},
+	}}}
+	if err := f.Create(ctx, sb); err != nil {
+		t.Fatal(err)
+	}
+	p := f.Paths(sb)
+	for _, path := range []string{p.Hosts, p.Hostname, p.ResolvConf, p.Shm} {
+		var s unix.Stat_t
+		if err := unix.Stat(path, &s); err != nil || s.Uid != 100000 || s.Gid != 200000 {
+			t.Errorf("%s belongs to %d:%d, %v", path, s.Uid, s.Gid, err)
+		}
+	}
+	if err := f.Remove(ctx, sb); err != nil {
+		t.Fatal(err)
+	}
+}

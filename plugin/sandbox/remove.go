@@ -17,17 +17,19 @@ import (
 // acquires them.
 const (
 	releaseFiles    = "files"
+	releaseUserNS   = "user namespace"
 	releaseNetwork  = "network"
 	releaseInstance = "instance"
 )
 
-var resources = []string{releaseFiles, releaseNetwork, releaseInstance}
+var resources = []string{releaseFiles, releaseUserNS, releaseNetwork, releaseInstance}
 
 // push puts the release of a resource on the stack. There is one release for
 // each, whoever needs it.
 func (s *Service) push(u *undo.Stack, resource string, sb record.Sandbox) {
 	release := map[string]func(context.Context, record.Sandbox) error{
 		releaseFiles:    s.Files.Remove,
+		releaseUserNS:   s.UserNS.Remove,
 		releaseNetwork:  s.detach,
 		releaseInstance: s.Instances.Shutdown,
 	}[resource]

@@ -69,6 +69,12 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 	}
 	sb = record.Sandbox{ID: record.NewID(), Config: req.Config, Handler: h, Phase: record.Creating, CreatedAt: time.Now()}
 	operation.From(ctx).SetID(sb.ID)
+	if sb.UserNS() != nil {
+		operation.Stage(ctx, "ask the runtime for user namespaces")
+		if err := s.Handlers.AdmitUserNS(ctx, h.Name); err != nil {
+			return sb, err
+		}
+	}
 	if !sb.HostNetwork() {
 		// With the intent: what a start makes depends on it, and so does what
 		// a recovery has to look for.
@@ -89,7 +95,11 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 	if err := s.Files.Create(ctx, sb); err != nil {
 		return sb, fmt.Errorf("prepare files: %w", err)
 	}
+	s.push(u, releaseUserNS, sb)
 	s.push(u, releaseNetwork, sb)
+	if err := s.makeNamespaces(ctx, sb); err != nil {
+		return sb, err
+	}
 	s.push(u, releaseInstance, sb)
 	if sb, err = s.connectAndStart(ctx, sb); err != nil {
 		return sb, err
@@ -109,17 +119,36 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 	return ready, nil
 }
 
+// makeNamespaces pins the namespaces that are there before a process of the
+// pod's is, at the paths that follow from its ID.
+func (s *Service) makeNamespaces(ctx context.Context, sb record.Sandbox) error {
+	if sb.UserNS() == nil {
+		if sb.HostNetwork() {
+			return nil
+		}
+		operation.Stage(ctx, "create network namespace")
+		if _, err := s.Network.CreateNS(ctx, sb.ID); err != nil {
+			return fmt.Errorf("create network namespace: %w", err)
+		}
+		return nil
+	}
+	operation.Stage(ctx, "create user namespace")
+	var adopt func(netns string) error
+	if !sb.HostNetwork() {
+		adopt = func(netns string) error {
+			_, err := s.Network.PinNS(ctx, sb.ID, netns)
+			return err
+		}
+	}
+	if err := s.UserNS.Create(ctx, sb, adopt); err != nil {
+		return fmt.Errorf("create user namespace: %w", err)
+	}
+	return nil
+}
+
 // connectAndStart attaches the network and starts the instance side by side:
 // both need the namespace and neither needs the other.
 func (s *Service) connectAndStart(ctx context.Context, sb record.Sandbox) (record.Sandbox, error) {
-	if !sb.HostNetwork() {
-		operation.Stage(ctx, "create network namespace")
-		path, err := s.Network.CreateNS(ctx, sb.ID)
-		if err != nil {
-			return sb, fmt.Errorf("create network namespace: %w", err)
-		}
-		sb.Network.NetNS = path
-	}
 	operation.Stage(ctx, "attach network, start sandbox")
 	var net record.Network
 	var inst record.Instance

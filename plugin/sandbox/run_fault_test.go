@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/sandbox"
 )
 
 var errStruck = errors.New("struck by the test")
@@ -23,20 +24,28 @@ var errStruck = errors.New("struck by the test")
 // Whatever happens, the pod runs, or nothing is left, or a record is visible
 // with which a removal cleans up; and a retry in the end gives a pod.
 func TestRunEveryFault(t *testing.T) {
-	effects := effectsOfRun(t)
-	for n, name := range effects {
-		for _, fault := range []string{"fails", "happens and fails", "client leaves", "crash before", "crash after"} {
-			t.Run(fmt.Sprintf("%d %s %s", n, name, fault), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { strikeRun(t, n, fault) })
-			})
+	for kind, request := range podKinds {
+		effects := effectsOfRun(t, request)
+		for n, name := range effects {
+			for _, fault := range []string{"fails", "happens and fails", "client leaves", "crash before", "crash after"} {
+				t.Run(fmt.Sprintf("%s %d %s %s", kind, n, name, fault), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { strikeRun(t, request, n, fault) })
+				})
+			}
 		}
 	}
 }
 
-func effectsOfRun(t *testing.T) (names []string) {
+// podKinds are pods with different effects.
+var podKinds = map[string]func() sandbox.Request{
+	"pod":    func() sandbox.Request { return pod("a") },
+	"userns": func() sandbox.Request { return withUserNS(pod("a")) },
+}
+
+func effectsOfRun(t *testing.T, request func() sandbox.Request) (names []string) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		if _, err := w.start().Run(context.Background(), pod("a")); err != nil {
+		if _, err := w.start().Run(context.Background(), request()); err != nil {
 			t.Fatal(err)
 		}
 		names = w.names
@@ -47,7 +56,7 @@ func effectsOfRun(t *testing.T) (names []string) {
 	return names
 }
 
-func strikeRun(t *testing.T, at int, fault string) {
+func strikeRun(t *testing.T, request func() sandbox.Request, at int, fault string) {
 	w := newWorld(t)
 	d := w.start()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -73,7 +82,7 @@ func strikeRun(t *testing.T, at int, fault string) {
 		}
 		return nil, nil
 	}
-	id, err := d.Run(ctx, pod("a"))
+	id, err := d.Run(ctx, request())
 	if err == nil && strings.HasPrefix(fault, "crash") {
 		t.Fatal("a dead daemon reported success")
 	}
@@ -94,7 +103,7 @@ func strikeRun(t *testing.T, at int, fault string) {
 	}
 	// Whoever retries gets the pod, the one that was finished meanwhile or a
 	// new one.
-	id, err = d.Run(context.Background(), pod("a"))
+	id, err = d.Run(context.Background(), request())
 	if err != nil {
 		t.Fatalf("retry: %v", err)
 	}
@@ -111,11 +120,22 @@ func strikeRun(t *testing.T, at int, fault string) {
 // The same for stopping and removing: in the end nothing is left, by a retry of
 // the client or by the next daemon's recovery and the client's retry.
 func TestRemoveEveryFault(t *testing.T) {
-	var effects []string
+	for kind, request := range podKinds {
+		for i, name := range effectsOfRemove(t, request) {
+			for _, fault := range []string{"fails", "happens and fails", "crash before", "crash after"} {
+				t.Run(fmt.Sprintf("%s %d %s %s", kind, i, name, fault), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { strikeRemove(t, request, i, fault) })
+				})
+			}
+		}
+	}
+}
+
+func effectsOfRemove(t *testing.T, request func() sandbox.Request) (effects []string) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		d := w.start()
-		id, err := d.Run(context.Background(), pod("a"))
+		id, err := d.Run(context.Background(), request())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -126,20 +146,14 @@ func TestRemoveEveryFault(t *testing.T) {
 		effects = w.names[before:]
 		d.clean()
 	})
-	for i, name := range effects {
-		for _, fault := range []string{"fails", "happens and fails", "crash before", "crash after"} {
-			t.Run(fmt.Sprintf("%d %s %s", i, name, fault), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) { strikeRemove(t, i, fault) })
-			})
-		}
-	}
+	return effects
 }
 
-func strikeRemove(t *testing.T, at int, fault string) {
+func strikeRemove(t *testing.T, request func() sandbox.Request, at int, fault string) {
 	w := newWorld(t)
 	d := w.start()
 	ctx := context.Background()
-	id, err := d.Run(ctx, pod("a"))
+	id, err := d.Run(ctx, request())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,7 +194,7 @@ func strikeRemove(t *testing.T, at int, fault string) {
 func TestRunAndRemoveMirror(t *testing.T) {
 	w := newWorld(t)
 	d := w.start()
-	id, err := d.Run(context.Background(), pod("a"))
+	id, err := d.Run(context.Background(), withUserNS(pod("a")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +205,7 @@ func TestRunAndRemoveMirror(t *testing.T) {
 	// removal then repeats it, as it does not know.
 	var releases []string
 	for _, n := range w.names {
-		if n == "shut instance down" || n == "detach network" || n == "remove files" {
+		if n == "shut instance down" || n == "detach network" || n == "remove user namespace" || n == "remove files" {
 			releases = append(releases, n)
 		}
 	}
@@ -199,7 +213,7 @@ func TestRunAndRemoveMirror(t *testing.T) {
 		t.Fatalf("releases: %v", releases)
 	}
 	slices.Sort(releases[:2])
-	if got := strings.Join(releases, ", "); got != "detach network, shut instance down, shut instance down, detach network, remove files" {
+	if got := strings.Join(releases, ", "); got != "detach network, shut instance down, shut instance down, detach network, remove user namespace, remove files" {
 		t.Errorf("releases: %s", got)
 	}
 }
@@ -261,6 +275,11 @@ func TestRunRefuses(t *testing.T) {
 	bogus.Handler = "bogus"
 	if _, err := d.Run(ctx, bogus); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "bogus") {
 		t.Errorf("unknown handler: %v", err)
+	}
+	old := withUserNS(pod("a"))
+	old.Handler = noUserNS
+	if _, err := d.Run(ctx, old); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a handler without user namespaces: %v", err)
 	}
 	d.clean()
 	id, err := d.Run(ctx, pod("a"))

@@ -38,6 +38,9 @@ type Store interface {
 // default one.
 type Handlers interface {
 	Lookup(name string) (record.Handler, error)
+	// AdmitUserNS says why no pod of the handler can have a user namespace of
+	// its own, nil if it can.
+	AdmitUserNS(ctx context.Context, name string) error
 }
 
 // Files makes the files a pod's containers share: hosts, hostname, resolv.conf
@@ -45,6 +48,16 @@ type Handlers interface {
 type Files interface {
 	Create(context.Context, record.Sandbox) error
 	// Remove succeeds when there is nothing.
+	Remove(context.Context, record.Sandbox) error
+}
+
+// UserNamespaces makes the user namespaces of pods that have one of their own.
+type UserNamespaces interface {
+	// Create makes the pod's user namespace. With adopt it makes a network
+	// namespace that belongs to it as well, whose path, good until adopt
+	// returns, it passes on.
+	Create(ctx context.Context, sb record.Sandbox, adopt func(netns string) error) error
+	// Remove succeeds when there is none.
 	Remove(context.Context, record.Sandbox) error
 }
 
@@ -59,9 +72,11 @@ type Network interface {
 	// CreateNS makes the pod's network namespace with its loopback up and
 	// returns its path. One that exists is returned as it is.
 	CreateNS(ctx context.Context, id string) (path string, err error)
+	// PinNS makes the namespace at source the pod's, loopback up.
+	PinNS(ctx context.Context, id, source string) (path string, err error)
 	// Attach gives the namespace in sb.Network.NetNS its addresses.
 	Attach(context.Context, record.Sandbox) (record.Network, error)
-	// Detach undoes both, from the record alone, whatever of it was done. It
+	// Detach undoes all of it, from the record alone, whatever of it was done. It
 	// keeps the namespace while the addresses cannot be given back.
 	Detach(context.Context, record.Sandbox) error
 }
@@ -113,6 +128,7 @@ type Deps struct {
 	Store      Store
 	Handlers   Handlers
 	Files      Files
+	UserNS     UserNamespaces
 	Network    Network
 	Instances  Instances
 	Shims      Shims

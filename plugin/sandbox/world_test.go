@@ -40,6 +40,7 @@ type world struct {
 	mu        sync.Mutex
 	silence   error // of shims, nil while they answer
 	files     map[string]bool
+	userns    map[string]bool
 	instances map[string]chan record.Exit
 	names     []string // of the effects so far
 	strike    func(n int, name string) (before, after error)
@@ -47,7 +48,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	return &world{t: t, disk: storetest.NewMemory(), net: networktest.NewFake(), files: map[string]bool{}, instances: map[string]chan record.Exit{}}
+	return &world{t: t, disk: storetest.NewMemory(), net: networktest.NewFake(), files: map[string]bool{}, userns: map[string]bool{}, instances: map[string]chan record.Exit{}}
 }
 
 var errDead = errors.New("the daemon is dead")
@@ -91,6 +92,9 @@ func (w *world) left() []string {
 	for id := range w.files {
 		out = append(out, "files "+id)
 	}
+	for id := range w.userns {
+		out = append(out, "user namespace "+id)
+	}
 	for id := range w.instances {
 		out = append(out, "instance "+id)
 	}
@@ -119,7 +123,7 @@ func (w *world) start() *daemon {
 	}
 	d.store = s
 	d.Service = sandbox.New(sandbox.Deps{
-		Store: s.Sandboxes, Handlers: handlers{}, Files: files{d}, Network: connector{d}, Instances: instances{d},
+		Store: s.Sandboxes, Handlers: handlers{}, Files: files{d}, UserNS: userNamespaces{d}, Network: connector{d}, Instances: instances{d},
 		Shims: shims{d}, Containers: containers{d}, Ops: d.ops, Background: d.bg,
 	})
 	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
@@ -136,13 +140,48 @@ func (x disk) Write(ctx context.Context, c store.Change) error {
 
 func (x disk) WriteSoon(ctx context.Context, c store.Change) { _ = x.Write(ctx, c) }
 
+// noUserNS is a handler whose pods can have no user namespace.
+const noUserNS = "old"
+
 type handlers struct{}
 
 func (handlers) Lookup(name string) (record.Handler, error) {
+	if name == noUserNS {
+		return record.Handler{Name: name, Runtime: "old", Sandboxer: record.SandboxerPod}, nil
+	}
 	if name == "" || name == "runc" {
 		return record.Handler{Name: "runc", Runtime: "io.containerd.runc.v2", Sandboxer: record.SandboxerPod, Snapshotter: "overlayfs"}, nil
 	}
 	return record.Handler{}, fmt.Errorf("runtime handler %q: %w", name, errdefs.ErrNotFound)
+}
+
+func (handlers) AdmitUserNS(_ context.Context, name string) error {
+	if name == noUserNS {
+		return fmt.Errorf("no user namespaces: %w", errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// userNamespaces are made with the network namespace inside, as the real ones.
+type userNamespaces struct{ d *daemon }
+
+func (x userNamespaces) Create(_ context.Context, sb record.Sandbox, adopt func(string) error) error {
+	return x.d.w.effect(x.d.life, "create user namespace", func() error {
+		if adopt != nil {
+			if err := adopt("/proc/1/ns/net"); err != nil {
+				return err
+			}
+		}
+		x.d.w.set(x.d.w.userns, sb.ID, true)
+		return nil
+	})
+}
+
+func (x userNamespaces) Remove(_ context.Context, sb record.Sandbox) error {
+	if sb.UserNS() == nil {
+		return nil
+	}
+	return x.d.w.effect(x.d.life, "remove user namespace", func() error { x.d.w.set(x.d.w.userns, sb.ID, false); return nil })
 }
 
 type files struct{ d *daemon }
@@ -181,6 +220,11 @@ func (x connector) Await(ctx context.Context, _ record.Sandbox) error {
 
 func (x connector) CreateNS(ctx context.Context, id string) (path string, err error) {
 	err = x.d.w.effect(x.d.life, "create netns", func() error { path, err = x.d.w.net.CreateNS(ctx, id); return err })
+	return path, err
+}
+
+func (x connector) PinNS(ctx context.Context, id, source string) (path string, err error) {
+	err = x.d.w.effect(x.d.life, "pin netns", func() error { path, err = x.d.w.net.PinNS(ctx, id, source); return err })
 	return path, err
 }
 
@@ -292,6 +336,15 @@ func (x containers) RemoveAll(context.Context, string) error {
 
 func pod(name string) sandbox.Request {
 	return sandbox.Request{Config: &cri.PodSandboxConfig{Metadata: &cri.PodSandboxMetadata{Name: name, Uid: "u-" + name, Namespace: "ns"}}}
+}
+
+// withUserNS gives the pod a user namespace of its own.
+func withUserNS(r sandbox.Request) sandbox.Request {
+	one := []*cri.IDMapping{{HostId: 100000, Length: 65536}}
+	r.Config.Linux = &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{
+		NamespaceOptions: &cri.NamespaceOption{UsernsOptions: &cri.UserNamespace{Uids: one, Gids: one}},
+	}}
+	return r
 }
 
 // clean fails the test unless neither things nor records are left.

@@ -48,6 +48,14 @@ type Pause struct {
 	spec  SpecFunc
 }
 
+// rootfsDir is the root filesystem of pause processes within the directory of
+// NewPause.
+const rootfsDir = "rootfs"
+
+// Program is where NewPause puts the pause program below dir: one that sleeps
+// until it is killed.
+func Program(dir string) string { return filepath.Join(dir, rootfsDir, pause.Program) }
+
 // NewPause unpacks the pause program below dir.
 func NewPause(tasks Tasks, dir string, spec SpecFunc) (*Pause, error) {
 	dir, err := filepath.Abs(dir)
@@ -58,7 +66,7 @@ func NewPause(tasks Tasks, dir string, spec SpecFunc) (*Pause, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, fmt.Errorf("unpack pause: %w", err)
 	}
-	p := &Pause{tasks: tasks, root: filepath.Join(dir, "rootfs"), spec: spec}
+	p := &Pause{tasks: tasks, root: filepath.Join(dir, rootfsDir), spec: spec}
 	if err := pause.Unpack(p.root); err != nil {
 		return nil, err
 	}
