@@ -389,7 +389,6 @@ func (b *box) lifeOf(name string) error {
 func TestRefusedRequests(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
-	mappings := []*cri.IDMapping{{HostId: 100000, ContainerId: 0, Length: 65536}}
 	for field, edit := range map[string]func(*cri.ContainerConfig){
 		"image": func(c *cri.ContainerConfig) {
 			c.Mounts = []*cri.Mount{{ContainerPath: "/v", Image: &cri.ImageSpec{Image: b.image}}}
@@ -397,12 +396,6 @@ func TestRefusedRequests(t *testing.T) {
 		"CDI_devices": func(c *cri.ContainerConfig) { c.CDIDevices = []*cri.CDIDevice{{Name: "example.com/class=one"}} },
 		"mount_options": func(c *cri.ContainerConfig) {
 			c.Mounts = []*cri.Mount{{ContainerPath: "/v", HostPath: "/tmp", MountOptions: []string{"noexec"}}}
-		},
-		"uidMappings": func(c *cri.ContainerConfig) {
-			c.Mounts = []*cri.Mount{{ContainerPath: "/v", HostPath: "/tmp", UidMappings: mappings, GidMappings: mappings}}
-		},
-		"userns_options": func(c *cri.ContainerConfig) {
-			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: mappings, Gids: mappings}
 		},
 		"windows": func(c *cri.ContainerConfig) { c.Windows = &cri.WindowsContainerConfig{} },
 	} {

@@ -60,8 +60,11 @@ func TestLIF_02_Crash(t *testing.T) {
 }
 
 // life is what the kubelet does with a pod: every step again until it succeeds.
-func life(d *daemon.Daemon, name, img string) error {
+func life(d *daemon.Daemon, name, img string, edits ...func(*cri.PodSandboxConfig)) error {
 	config := d.PodConfig(name)
+	for _, edit := range edits {
+		edit(config)
+	}
 	p := pod{config: config}
 	if err := insist(func(ctx context.Context) (err error) {
 		p.id, err = d.StartPod(ctx, config, "")
@@ -71,8 +74,9 @@ func life(d *daemon.Daemon, name, img string) error {
 	}
 	var ctr string
 	if err := insist(func(ctx context.Context) error {
-		resp, err := d.Runtime().CreateContainer(ctx, &cri.CreateContainerRequest{
-			PodSandboxId: p.id, SandboxConfig: config, Config: daemon.ContainerConfig("main", img)})
+		main := daemon.ContainerConfig("main", img)
+		main.Linux.SecurityContext.NamespaceOptions.UsernsOptions = config.Linux.SecurityContext.NamespaceOptions.UsernsOptions
+		resp, err := d.Runtime().CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: p.id, SandboxConfig: config, Config: main})
 		ctr = resp.GetContainerId()
 		return err
 	}); err != nil {

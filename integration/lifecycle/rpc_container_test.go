@@ -655,15 +655,3 @@ func TestBadContainerInput(t *testing.T) {
 		t.Errorf("refused containers left logs %v, %v", left, err)
 	}
 }
-
-// TestUserNamespaceRefused: user namespaces come later; until then no pod is
-// run without the one it asked for.
-func TestUserNamespaceRefused(t *testing.T) {
-	t.Parallel()
-	d := shared(t)
-	config := d.PodConfig("userns")
-	one := []*cri.IDMapping{{HostId: 100000, ContainerId: 0, Length: 65536}}
-	config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: one, Gids: one}
-	_, err := d.StartPod(t.Context(), config, "")
-	wantError(t, err, codes.Unimplemented, "userns_options")
-}

@@ -249,6 +249,7 @@ func litter(t *testing.T, n Node, pid, pod string) {
 		t.Fatal(err)
 	}
 	line := fmt.Sprintf("%s 1 0:1 / %s/%s/rootfs rw - overlay overlay rw\n", pid, bundles(n), pod)
+	line += fmt.Sprintf("1%s 1 0:4 user:[4026532%s] %s/userns/%s rw - nsfs nsfs rw\n", pid, pid, n.Layout.PluginState(), pod)
 	n.put(t, "/proc/self/mountinfo", string(mounts)+line)
 	n.put(t, "/proc/"+pid+"/cmdline", "/x/containerd-shim-runc-v2\x00-namespace\x00k8s.io\x00-id\x00"+pod+"\x00-address\x00/run/c.sock\x00")
 	n.put(t, bundles(n)+"/"+pod+"/config.json", "{}")
@@ -288,6 +289,7 @@ func TestLeftovers(t *testing.T) {
 	want := []string{
 		"leftovers network namespaces: warning: /netns/" + n.Layout.NetNSPrefix() + dead,
 		"leftovers mounts: warning: " + bundles(n) + "/" + dead + "/rootfs",
+		"leftovers mounts: warning: " + n.Layout.PluginState() + "/userns/" + dead,
 		"leftovers shims: warning: process 8: containerd-shim-runc-v2 of " + dead,
 		"leftovers kept output: warning: process 18: gantry-keeper with output of " + dead,
 		"leftovers addresses: warning: /books/pods/10.0.0.8 for pod " + dead,
@@ -324,7 +326,11 @@ func TestDaemonDown(t *testing.T) {
 		t.Fatalf("got %q", got)
 	}
 	for _, g := range got[1:] {
-		if !strings.Contains(g, "skipped: 1 are there") {
+		there := 1
+		if strings.Contains(g, "mounts") { // the root filesystem and the user namespace
+			there = 2
+		}
+		if !strings.Contains(g, fmt.Sprintf("skipped: %d are there", there)) {
 			t.Errorf("got %q", g)
 		}
 	}
