@@ -620,3 +620,26 @@ func TestPOD_36_NilConfigs(t *testing.T) {
 		waitGone(t, pid)
 	}
 }
+
+// TestStateWithoutExec: pods run where no program may be executed from the
+// state directory, as below /run on many nodes; also after a restart.
+func TestStateWithoutExec(t *testing.T) {
+	t.Parallel()
+	base, err := os.MkdirTemp("/tmp", "noexec")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { must(os.RemoveAll(base)) })
+	must(os.Chmod(base, 0o711))
+	must(unix.Mount("tmpfs", base, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, "mode=711"))
+	t.Cleanup(func() { must(unix.Unmount(base, unix.MNT_DETACH)) })
+	d := start(t, daemon.Edit(func(_ *daemon.Instance, c daemon.Config) { c["state"] = filepath.Join(base, "state") }))
+	p := runPod(d, "before")
+	d.Exec(p.run(d, daemon.ContainerConfig("app", plain(t, d))), "true")
+	d.Restart()
+	u := newRange()
+	p = runPod(d, "userns", withUserns(u))
+	c := daemon.ContainerConfig("app", plain(t, d))
+	c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = u
+	d.Exec(p.run(d, c), "true")
+}

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 //go:generate sh build.sh
@@ -64,7 +65,30 @@ func unpack(dir string, program []byte) error {
 			return err
 		}
 	}
-	return put(filepath.Join(dir, Program), program, 0o755)
+	if err := put(filepath.Join(dir, Program), program, 0o755); err != nil {
+		return err
+	}
+	return allowExec(dir)
+}
+
+// allowExec lets programs below dir be executed where the mount it is on does
+// not, as that of /run on many nodes. The directory mounted on itself has
+// options of its own, which a runtime's bind of it takes over.
+func allowExec(dir string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("read options of the mount of %s: %w", dir, err)
+	}
+	if fs.Flags&unix.ST_NOEXEC == 0 {
+		return nil // also after an earlier start
+	}
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount %s on itself: %w", dir, err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
+		return fmt.Errorf("allow programs in %s: %w", dir, err)
+	}
+	return nil
 }
 
 // makeDir makes a directory of mode 755 whatever the umask.

@@ -42,6 +42,50 @@ func TestUnpack(t *testing.T) {
 }
 
 // A program that runs can be replaced.
+// Where programs may not be executed, as in /run on many nodes, the pause
+// program may, and a bind of its directory, which is what a runtime makes.
+func TestUnpackNoExec(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	run := t.TempDir()
+	mount := func(source, target, kind string, flags uintptr) {
+		t.Helper()
+		if err := unix.Mount(source, target, kind, flags, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Unmount(target, unix.MNT_DETACH) }) // the lower may have taken it along
+	}
+	mount("tmpfs", run, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV)
+	dir, bound := filepath.Join(run, "rootfs"), filepath.Join(run, "bound")
+	for range 2 { // the second finds what the first did
+		if err := Unpack(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := os.Mkdir(bound, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mount(dir, bound, "", unix.MS_BIND)
+	for _, d := range []string{dir, bound} {
+		c := exec.Command(filepath.Join(d, Program))
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = c.Wait() // killed
+	}
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Unmount(dir, 0); err != unix.EINVAL {
+		t.Errorf("mounted twice: %v", err)
+	}
+}
+
 func TestUnpackBusy(t *testing.T) {
 	dir := t.TempDir()
 	if err := unpack(dir, mustRead(t, "/bin/sleep")); err != nil {
