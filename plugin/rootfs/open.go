@@ -4,7 +4,8 @@
 // Every path is opened below a file descriptor of the root with openat2, so no
 // symbolic link, no ".." and no magic link leads outside; nothing but regular
 // files is read, with a bound on size and line length. It never runs anything
-// from the image and, apart from MkdirAllIn, never writes. Start at LookupUser.
+// from the image and, apart from MkdirAllIn, never writes there. Start at
+// LookupUser and at CopyTree.
 package rootfs
 
 import (
