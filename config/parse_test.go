@@ -108,7 +108,7 @@ func TestRefused(t *testing.T) {
 
 func TestWarned(t *testing.T) {
 	for name, tc := range map[string]struct{ text, key, says string }{
-		"not honoured":     {rt + "ignore_image_defined_volumes = true", inRuntime + "ignore_image_defined_volumes", "no effect yet"},
+		"not honoured":     {rt + "containerd.ignore_rdt_not_enabled_errors = true", inRuntime + "containerd.ignore_rdt_not_enabled_errors", "no effect yet"},
 		"streaming":        {rt + "containerd.runtimes.runc.io_type = 'streaming'", inRuntime + "containerd.runtimes.runc.io_type", "named pipes"},
 		"no drain":         {rt + "drain_exec_sync_io_timeout = '0s'", inRuntime + "drain_exec_sync_io_timeout", "CVE-2026-53495"},
 		"no CDI":           {"version = 3\n" + rt + "enable_cdi = false", inRuntime + "enable_cdi", "cdi_spec_dirs"},

@@ -35,6 +35,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/podfiles"
 	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/rootfs"
 	"github.com/gantry-cri/gantry/plugin/rpc"
 	"github.com/gantry-cri/gantry/plugin/runtime"
 	gsandbox "github.com/gantry-cri/gantry/plugin/sandbox"
@@ -46,6 +47,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/store"
 	"github.com/gantry-cri/gantry/plugin/stream"
 	"github.com/gantry-cri/gantry/plugin/userns"
+	"github.com/gantry-cri/gantry/plugin/volume"
 )
 
 // netnsDir is where network namespaces are pinned unless the configuration puts
@@ -208,6 +210,10 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if s.userns, err = userns.New(filepath.Join(n.stateDir, "userns"), sandboxer.Program(pauseDir)); err != nil {
 		return err
 	}
+	volumes, err := volume.New(n.stateDir, n.rootDir, volume.Tree{Resolve: rootfs.ResolveIn, Copy: rootfs.CopyTree})
+	if err != nil {
+		return err
+	}
 	gen := &generator{
 		handlers: s.handlers, containers: s.store.Containers, files: files, userns: s.userns, host: n.facts, policy: policyOf(cfg.runtime),
 	}
@@ -225,7 +231,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	s.streams = newStreams(n.stateDir, cfg.runtime, keeper.New(filepath.Join(n.rootDir, keeper.Program), filepath.Join(n.stateDir, keeper.Socket)))
 	s.containers = container.New(container.Deps{
 		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
-		Specs: gen, Tasks: tasks{rt}, Streams: s.streams, Cgroups: measure,
+		Volumes: volumes, Specs: gen, Tasks: tasks{rt}, Streams: s.streams, Cgroups: measure,
 		Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
@@ -364,6 +370,7 @@ func policyOf(c config.Runtime) spec.Policy {
 		UnprivilegedPorts: c.EnableUnprivilegedPorts, UnprivilegedICMP: c.EnableUnprivilegedICMP,
 		DefaultSysctls:  c.DefaultSysctls,
 		DisableAppArmor: c.DisableAppArmor, EnableSELinux: c.EnableSELinux, DeviceOwnership: c.DeviceOwnershipFromSecurityContext,
+		IgnoreImageVolumes: c.IgnoreImageDefinedVolumes,
 	}
 }
 

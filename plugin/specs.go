@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -40,6 +41,7 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	in := spec.ContainerInput{
 		ID: req.Container.ID, SandboxID: req.Sandbox.ID, Pod: req.Sandbox.Config, Config: cfg,
 		ImageConfig: req.Image.Config, ImageName: req.Image.Name, Policy: g.policy, Host: g.host,
+		Volumes: req.Volumes.Declared,
 	}
 	h, err := g.handler(ctx, req.Container.Handler)
 	if err != nil {
@@ -52,7 +54,7 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if in.Namespaces, err = g.namespaces(req.Sandbox, cfg); err != nil {
 		return container.Spec{}, err
 	}
-	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts()); err != nil {
+	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts(), req.Volumes.Images); err != nil {
 		return container.Spec{}, err
 	}
 	if err := g.devices(&in); err != nil {
@@ -180,6 +182,11 @@ func profileOf(sc spec.SecurityContext, p spec.Policy) ([]byte, error) {
 // Resources implements container.Specs.
 func (g *generator) Resources(s *specs.Spec, update *cri.LinuxContainerResources) (*specs.LinuxResources, error) {
 	return spec.Resources(update, s.Linux.Resources, g.host.Cgroup, g.policy)
+}
+
+// Volumes implements container.Specs.
+func (g *generator) Volumes(c *cri.ContainerConfig, image imagespec.ImageConfig) ([]string, error) {
+	return spec.DeclaredVolumes(c.GetMounts(), image, g.policy)
 }
 
 // Pause makes the specification of a sandbox's pause process.

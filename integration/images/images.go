@@ -66,7 +66,7 @@ func Build(spec Spec) (v1.Image, error) {
 		return nil, err
 	}
 	for _, files := range spec.Layers {
-		layer, err := newLayer(files)
+		layer, err := Layer(files)
 		if err != nil {
 			return nil, fmt.Errorf("build image: %w", err)
 		}
@@ -130,7 +130,7 @@ var base = sync.OnceValues(func() (v1.Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build base image: %w", err)
 	}
-	layer, err := newLayer(files)
+	layer, err := Layer(files)
 	if err != nil {
 		return nil, fmt.Errorf("build base image: %w", err)
 	}

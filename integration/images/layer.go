@@ -109,7 +109,8 @@ func Tar(files []File) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func newLayer(files []File) (v1.Layer, error) {
+// Layer makes a layer of the files, compressed as usual.
+func Layer(files []File) (v1.Layer, error) {
 	data, err := Tar(files)
 	if err != nil {
 		return nil, err

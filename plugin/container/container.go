@@ -64,17 +64,21 @@ type Image struct {
 	Snapshotter string
 }
 
-// Snapshots makes the root filesystems; the key is the container's ID. One goes
-// with the record of its container.
+// Snapshots makes the root filesystems, under the container's ID, and views of
+// the images that it mounts. All go with the record of their container.
 type Snapshots interface {
 	// Prepare shows the files with the owners of the user namespace u, if any.
 	Prepare(ctx context.Context, snapshotter, key, parent string, u *cri.UserNamespace) ([]mount.Mount, error)
+	View(ctx context.Context, snapshotter, key, parent string) ([]mount.Mount, error)
 	Mounts(ctx context.Context, snapshotter, key string) ([]mount.Mount, error)
 }
 
 // Specs makes OCI specifications.
 type Specs interface {
 	Container(ctx context.Context, req SpecRequest) (Spec, error)
+	// Volumes are the paths at which the container gets directories of its
+	// own, because its image declares volumes there.
+	Volumes(c *cri.ContainerConfig, image imagespec.ImageConfig) ([]string, error)
 	// Resources merges an update into the specification's resources; a zero
 	// field leaves the old value.
 	Resources(spec *specs.Spec, update *cri.LinuxContainerResources) (*specs.LinuxResources, error)
@@ -87,7 +91,8 @@ type SpecRequest struct {
 	Image     Image
 	// Rootfs are the mounts of the container's root filesystem, to look up
 	// users in.
-	Rootfs []mount.Mount
+	Rootfs  []mount.Mount
+	Volumes VolumeSet
 }
 
 // Spec is a specification with what was decided on the way.
@@ -210,6 +215,7 @@ type Deps struct {
 	Sandboxes Sandboxes
 	Images    Images
 	Snapshots Snapshots
+	Volumes   Volumes
 	Specs     Specs
 	Tasks     Tasks
 	Streams   Streams

@@ -103,8 +103,17 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 	if err != nil {
 		return c, fmt.Errorf("prepare root filesystem: %w", err)
 	}
+	declared, err := s.Specs.Volumes(c.Config, img.Config)
+	if err != nil {
+		return c, err
+	}
+	s.push(u, releaseVolumes, c)
+	volumes, err := s.makeVolumes(ctx, c, declared, rootfs)
+	if err != nil {
+		return c, err
+	}
 	operation.Stage(ctx, "generate specification")
-	spec, err := s.Specs.Container(ctx, SpecRequest{Container: c, Sandbox: sb, Image: img, Rootfs: rootfs})
+	spec, err := s.Specs.Container(ctx, SpecRequest{Container: c, Sandbox: sb, Image: img, Rootfs: rootfs, Volumes: volumes})
 	if err != nil {
 		return c, fmt.Errorf("generate specification: %w", err)
 	}

@@ -121,6 +121,7 @@ func (s *Service) discard(ctx context.Context, c record.Container) error {
 	for _, r := range []func() error{
 		func() error { return s.Tasks.Release(ctx, c) },
 		func() error { return s.Streams.Remove(ctx, c.ID) },
+		func() error { return s.Volumes.Remove(ctx, c.ID) },
 		func() error { return s.Store.Delete(ctx, c.ID) },
 	} {
 		if err := r(); err != nil {

@@ -10,19 +10,21 @@ import (
 	"github.com/gantry-cri/gantry/plugin/undo"
 )
 
-// The resources of a container besides its record and the root filesystem that
-// goes with it, in the order in which they are acquired.
+// The resources of a container besides its record and the snapshots that go with
+// it, in the order in which they are acquired.
 const (
+	releaseVolumes = "volumes"
 	releaseStreams = "streams"
 	releaseTask    = "task"
 )
 
-var resources = []string{releaseStreams, releaseTask}
+var resources = []string{releaseVolumes, releaseStreams, releaseTask}
 
 // push puts the release of a resource on the stack. There is one release for
 // each, whoever needs it.
 func (s *Service) push(u *undo.Stack, resource string, c record.Container) {
 	release := map[string]func(context.Context) error{
+		releaseVolumes: func(ctx context.Context) error { return s.Volumes.Remove(ctx, c.ID) },
 		releaseStreams: func(ctx context.Context) error { return s.removeStreams(ctx, c.ID) },
 		releaseTask:    func(ctx context.Context) error { return s.Tasks.Release(ctx, c) },
 	}[resource]

@@ -14,10 +14,12 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/container"
+	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -42,6 +44,8 @@ type world struct {
 
 	mu     sync.Mutex
 	layers map[string]bool
+	views  map[string]bool
+	volume map[string]bool
 	fifos  map[string]bool
 	oom    map[string]bool
 	logged map[string]int // drains by container
@@ -52,7 +56,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, disk: storetest.NewMemory(), runtime: runtimetest.New(), pod: storetest.Sandbox("p", 0),
-		layers: map[string]bool{}, fifos: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}}
+		layers: map[string]bool{}, views: map[string]bool{}, volume: map[string]bool{}, fifos: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}}
 	w.pod.Phase, w.pod.Instance.Address = record.Ready, ""
 	if err := w.disk.Write(context.Background(), store.Change{PutSandbox: &w.pod, Create: true}); err != nil {
 		t.Fatal(err)
@@ -101,6 +105,12 @@ func (w *world) left() []string {
 	for id := range w.layers {
 		out = append(out, "layer "+id)
 	}
+	for key := range w.views {
+		out = append(out, "view "+key)
+	}
+	for id := range w.volume {
+		out = append(out, "volumes "+id)
+	}
 	for id := range w.fifos {
 		out = append(out, "streams "+id)
 	}
@@ -133,7 +143,7 @@ func (w *world) start() *daemon {
 	}
 	d.store = s
 	d.Service = container.New(container.Deps{
-		Store: s.Containers, Sandboxes: s.Sandboxes, Images: images{}, Snapshots: snapshots{d}, Specs: generator{d},
+		Store: s.Containers, Sandboxes: s.Sandboxes, Images: images{}, Snapshots: snapshots{d}, Volumes: volumes{d}, Specs: generator{d},
 		Tasks: tasks{d, runtime.New(w.runtime, w.runtime)}, Streams: streams{d}, Cgroups: cgroups{d}, Ops: d.ops, Background: d.bg,
 	})
 	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
@@ -148,6 +158,9 @@ func (x disk) Write(ctx context.Context, c store.Change) error {
 	return x.d.w.effect(x.d.life, "write record", func() error {
 		if c.DeleteContainer != "" {
 			x.d.w.set(x.d.w.layers, c.DeleteContainer, false)
+			for _, key := range c.Volumes {
+				x.d.w.set(x.d.w.views, key, false)
+			}
 		}
 		return x.d.w.disk.Write(ctx, c)
 	})
@@ -173,6 +186,10 @@ func (x snapshots) Prepare(_ context.Context, _, key, _ string, _ *cri.UserNames
 	return nil, x.d.w.effect(x.d.life, "prepare layer", func() error { x.d.w.set(x.d.w.layers, key, true); return nil })
 }
 
+func (x snapshots) View(_ context.Context, _, key, _ string) ([]mount.Mount, error) {
+	return nil, x.d.w.effect(x.d.life, "view image", func() error { x.d.w.set(x.d.w.views, key, true); return nil })
+}
+
 func (x snapshots) Mounts(_ context.Context, _, key string) ([]mount.Mount, error) {
 	x.d.w.mu.Lock()
 	defer x.d.w.mu.Unlock()
@@ -192,7 +209,31 @@ func (w *world) set(m map[string]bool, id string, there bool) {
 	}
 }
 
+// volumes are there or not.
+type volumes struct{ d *daemon }
+
+func (x volumes) Mount(_ context.Context, id string, i int, _ []mount.Mount, sub string) (string, error) {
+	err := x.d.w.effect(x.d.life, "mount image", func() error { x.d.w.set(x.d.w.volume, id, true); return nil })
+	return fmt.Sprint("/volumes/", i, "/", sub), err
+}
+
+func (x volumes) Copy(_ context.Context, id string, _ []mount.Mount, paths []string) (made []facts.Mount, err error) {
+	err = x.d.w.effect(x.d.life, "copy volumes", func() error { x.d.w.set(x.d.w.volume, id, true); return nil })
+	for _, p := range paths {
+		made = append(made, facts.Mount{Source: "/copy" + p, Destination: p})
+	}
+	return made, err
+}
+
+func (x volumes) Remove(_ context.Context, id string) error {
+	return x.d.w.effect(x.d.life, "remove volumes", func() error { x.d.w.set(x.d.w.volume, id, false); return nil })
+}
+
 type generator struct{ d *daemon }
+
+func (generator) Volumes(*cri.ContainerConfig, imagespec.ImageConfig) ([]string, error) {
+	return []string{"/data"}, nil
+}
 
 func (x generator) Container(_ context.Context, req container.SpecRequest) (container.Spec, error) {
 	var b []byte
@@ -361,6 +402,7 @@ func (s stream) Close(context.Context) error {
 func (d *daemon) request(command ...string) container.Request {
 	return container.Request{SandboxID: d.w.pod.ID, Config: &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: "c"}, Image: &cri.ImageSpec{Image: "busybox"}, Command: command,
+		Mounts: []*cri.Mount{{ContainerPath: "/model", Image: &cri.ImageSpec{Image: "model"}, ImageSubPath: "a"}},
 	}}
 }
 

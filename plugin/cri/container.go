@@ -3,12 +3,14 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -28,9 +30,18 @@ func (s *Server) CreateContainer(ctx context.Context, req *cri.CreateContainerRe
 	}
 	id, err := s.Containers.Create(ctx, container.Request{SandboxID: sb.ID, Config: req.GetConfig()})
 	if err != nil {
-		return nil, fmt.Errorf("create container: %w", err)
+		return nil, createError(err)
 	}
 	return &cri.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// createError begins with the API's own word where it has one: clients look for
+// it at the beginning.
+func createError(err error) error {
+	if _, ok := errors.AsType[*container.ImageVolumeError](err); ok {
+		return fmt.Errorf("%w: create container: %w", crierrors.ErrImageVolumeMountFailed, err)
+	}
+	return fmt.Errorf("create container: %w", err)
 }
 
 // StartContainer implements the RPC.

@@ -111,6 +111,8 @@ type Mount struct {
 	Propagation       cri.MountPropagation
 	// UIDMappings and GIDMappings are how the mount shows owners, both or none.
 	UIDMappings, GIDMappings []*cri.IDMapping
+	// Options are further options of the mount: "noexec", "nodev", "nosuid".
+	Options []string
 }
 
 // Device is a device node found on the host.

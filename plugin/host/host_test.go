@@ -199,11 +199,13 @@ func TestResolveMounts(t *testing.T) {
 		{HostPath: file, ContainerPath: "/f", Readonly: true, RecursiveReadOnly: true},
 		{HostPath: filepath.Join(dir, "link2"), ContainerPath: "/l//x/../y"},
 		{HostPath: filepath.Join(dir, "new/deep"), ContainerPath: "/n"},
-	})
+		{Image: &cri.ImageSpec{Image: "x"}, ContainerPath: "/image/"},
+	}, map[int]string{3: "/state/volumes/1/3"})
 	want := []facts.Mount{
 		{Source: file, Destination: "/f", Readonly: true, RecursiveReadonly: true},
 		{Source: file, Destination: "/l/y"},
 		{Source: filepath.Join(dir, "new/deep"), Destination: "/n"},
+		{Source: "/state/volumes/1/3", Destination: "/image", Readonly: true, Options: []string{"nosuid", "nodev", "noexec"}},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v\nwant %+v", got, err, want)
@@ -217,11 +219,11 @@ func TestResolveMounts(t *testing.T) {
 	}{
 		"relative": {&cri.Mount{HostPath: "a"}, errdefs.ErrInvalidArgument},
 		"empty":    {&cri.Mount{}, errdefs.ErrInvalidArgument},
-		"image":    {&cri.Mount{Image: &cri.ImageSpec{Image: "x"}}, errdefs.ErrNotImplemented},
+		"image":    {&cri.Mount{Image: &cri.ImageSpec{Image: "x"}}, errdefs.ErrInvalidArgument}, // nobody mounted it
 		"dangling": {&cri.Mount{HostPath: filepath.Join(dir, "dangling")}, errdefs.ErrFailedPrecondition},
 		"in file":  {&cri.Mount{HostPath: filepath.Join(file, "x")}, errdefs.ErrFailedPrecondition},
 	} {
-		if got, err := ResolveMounts([]*cri.Mount{tc.m}); !errors.Is(err, tc.want) {
+		if got, err := ResolveMounts([]*cri.Mount{tc.m}, nil); !errors.Is(err, tc.want) {
 			t.Errorf("%s: got %+v, %v, want %v", name, got, err, tc.want)
 		}
 	}
@@ -252,7 +254,7 @@ func TestResolveMountsChecksPeerGroup(t *testing.T) {
 			t.Fatal(err)
 		}
 		for p, ok := range map[cri.MountPropagation]bool{slave: step.slaveOK, shared: step.bothOK} {
-			_, err := ResolveMounts([]*cri.Mount{{HostPath: filepath.Join(dir, "sub"), ContainerPath: "/x", Propagation: p}})
+			_, err := ResolveMounts([]*cri.Mount{{HostPath: filepath.Join(dir, "sub"), ContainerPath: "/x", Propagation: p}}, nil)
 			if (err == nil) != ok || err != nil && !errdefs.IsFailedPrecondition(err) {
 				t.Errorf("flag %#x, %s: %v", step.flag, p, err)
 			}

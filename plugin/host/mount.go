@@ -25,11 +25,16 @@ const mountInfoFile = "/proc/thread-self/mountinfo"
 // ResolveMounts resolves the host paths of a container's mounts, in order. A
 // path that does not exist becomes a directory; links are followed to the end.
 // A mount that shall propagate must come from a mount that does. The mounts
-// have passed spec.ValidateContainer.
-func ResolveMounts(mounts []*cri.Mount) ([]facts.Mount, error) {
+// have passed spec.ValidateContainer; images tells where the images among them
+// are, by the index of the mount.
+func ResolveMounts(mounts []*cri.Mount, images map[int]string) ([]facts.Mount, error) {
 	resolved := make([]facts.Mount, 0, len(mounts))
 	var infos []*mountinfo.Info
 	for i, m := range mounts {
+		if source, ok := images[i]; ok {
+			resolved = append(resolved, imageMount(m, source))
+			continue
+		}
 		source, err := resolveSource(m)
 		if err != nil {
 			return nil, fmt.Errorf("resolve config.mounts[%d]: %w", i, err)
@@ -57,11 +62,17 @@ func ResolveMounts(mounts []*cri.Mount) ([]facts.Mount, error) {
 	return resolved, nil
 }
 
+// imageMount is the mount of an image that is at source. A mount of a mount loses
+// its flags unless they are said again.
+func imageMount(m *cri.Mount, source string) facts.Mount {
+	return facts.Mount{
+		Source: source, Destination: filepath.Clean(m.GetContainerPath()), Readonly: true,
+		Options: []string{"nosuid", "nodev", "noexec"},
+	}
+}
+
 func resolveSource(m *cri.Mount) (string, error) {
 	p := m.GetHostPath()
-	if m.GetImage() != nil {
-		return "", fmt.Errorf("image: image volumes: %w", errdefs.ErrNotImplemented)
-	}
 	if !filepath.IsAbs(p) || strings.IndexByte(p, 0) >= 0 {
 		return "", fmt.Errorf("host_path: %.256q is not an absolute path: %w", p, errdefs.ErrInvalidArgument)
 	}

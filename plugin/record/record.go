@@ -8,6 +8,7 @@
 package record
 
 import (
+	"fmt"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -157,6 +158,20 @@ type Container struct {
 	User *cri.ContainerUser
 	// Mounts are the mounts in force, host paths resolved.
 	Mounts []*cri.Mount
+}
+
+// VolumeKey names the snapshot of the image that is mounted by Config's mount
+// with that index.
+func (c Container) VolumeKey(i int) string { return fmt.Sprintf("%s-volume-%d", c.ID, i) }
+
+// VolumeKeys are the keys of all mounts that are images, made or not.
+func (c Container) VolumeKeys() (keys []string) {
+	for i, m := range c.Config.GetMounts() {
+		if m.GetImage() != nil {
+			keys = append(keys, c.VolumeKey(i))
+		}
+	}
+	return keys
 }
 
 // Image is what a container was made from.

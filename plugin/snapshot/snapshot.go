@@ -1,7 +1,7 @@
 // Package snapshot makes the root filesystems of containers in containerd's
-// snapshotters. A snapshot's key is the container's ID; the container object of
-// the same ID keeps it from garbage collection, so it needs no lease, and is
-// deleted with it, by package store. It knows nothing of images: the parent is
+// snapshotters, and the views of images that they mount. The keys are made of the
+// container's ID; the container object of that ID keeps them from garbage
+// collection, so they need no lease, and are deleted with it, by package store. It knows nothing of images: the parent is
 // named by the caller.
 package snapshot
 
@@ -86,6 +86,20 @@ func label(list []*cri.IDMapping) string {
 		parts[i] = fmt.Sprintf("%d:%d:%d", m.GetContainerId(), m.GetHostId(), m.GetLength())
 	}
 	return strings.Join(parts, ",")
+}
+
+// View makes a read-only view of the committed snapshot parent and returns its
+// mounts. One that exists is returned as it is.
+func (s *Snapshots) View(ctx context.Context, snapshotter, key, parent string) ([]mount.Mount, error) {
+	sn, err := s.snapshotter(snapshotter)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := sn.View(ctx, key, parent)
+	if errdefs.IsAlreadyExists(err) {
+		return sn.Mounts(ctx, key)
+	}
+	return mounts, err
 }
 
 // Mounts returns the mounts of the layer.

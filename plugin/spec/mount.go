@@ -44,8 +44,8 @@ func kernelMounts() []specs.Mount {
 // containerMounts returns the mounts in the order they are made, parents
 // before children, one per destination, and the root's propagation.
 //
-// The strongest come last: filesystems of the kernel, the pod's files, image
-// volumes, the CRI's mounts. A CRI mount replaces what has its destination and
+// The strongest come last: filesystems of the kernel, volumes that the image
+// declares, the pod's files, the CRI's mounts. A CRI mount replaces what has its destination and
 // the kernel filesystems below it (a /sys of the host brings its own cgroups);
 // the pod's files and /dev/shm still go on top of a CRI mount above them.
 func containerMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, string, error) {
@@ -66,7 +66,6 @@ func containerMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, str
 		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return covers(a.Destination, d.Destination) })
 	})
 	all = append(all, boundDevices(in)...)
-	all = append(all, podFiles(in)...)
 	for i, m := range in.Volumes {
 		b, err := bindMount(m, in.Handler)
 		if err != nil {
@@ -74,6 +73,7 @@ func containerMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, str
 		}
 		all = append(all, b)
 	}
+	all = append(all, podFiles(in)...)
 	return ordered(append(all, asked...)), root, nil
 }
 
@@ -181,7 +181,7 @@ func bindMount(m facts.Mount, h Handler) (specs.Mount, error) {
 	}
 	return specs.Mount{
 		Destination: destination, Type: "bind", Source: m.Source,
-		Options:     []string{"rbind", propagation, mode},
+		Options:     append([]string{"rbind", propagation, mode}, m.Options...),
 		UIDMappings: idMappings(m.UIDMappings), GIDMappings: idMappings(m.GIDMappings),
 	}, nil
 }

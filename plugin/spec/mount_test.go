@@ -166,7 +166,6 @@ func TestMountErrors(t *testing.T) {
 		class  error
 		change func(*cri.Mount)
 	}{
-		"mounts[0].image: ":         {errdefs.ErrNotImplemented, func(m *cri.Mount) { m.HostPath, m.Image = "", &cri.ImageSpec{Image: "x"} }},
 		"mounts[0]: host_path and":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.Image = &cri.ImageSpec{} }},
 		"mounts[0].image_sub_path":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ImageSubPath = "x" }},
 		"mounts[0].mount_options":   {errdefs.ErrNotImplemented, func(m *cri.Mount) { m.MountOptions = []string{"noexec"} }},

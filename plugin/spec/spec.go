@@ -74,6 +74,8 @@ type Policy struct {
 	DefaultSysctls  map[string]string
 	DisableAppArmor bool
 	EnableSELinux   bool
+	// IgnoreImageVolumes makes nothing of the volumes that an image declares.
+	IgnoreImageVolumes bool
 	// DeviceOwnership gives devices to run_as_user and run_as_group.
 	DeviceOwnership bool
 }

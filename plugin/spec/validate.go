@@ -270,15 +270,16 @@ func checkMount(field string, m *cri.Mount) error {
 	switch {
 	case m.GetImage() != nil && m.GetHostPath() != "":
 		return fmt.Errorf("%s: host_path and image are both set: %w", field, errdefs.ErrInvalidArgument)
-	case m.GetImage() != nil:
-		return fmt.Errorf("%s.image: image volumes: %w", field, errdefs.ErrNotImplemented)
-	case m.GetImageSubPath() != "":
+	case m.GetImage() == nil && m.GetImageSubPath() != "":
 		return fmt.Errorf("%s.image_sub_path: without image: %w", field, errdefs.ErrInvalidArgument)
 	case len(m.GetMountOptions()) > 0:
 		return fmt.Errorf("%s.mount_options: %w", field, errdefs.ErrNotImplemented)
 	}
 	if err := checkMountMappings(field, m); err != nil {
 		return err
+	}
+	if m.GetImage() != nil {
+		return checkImageMount(field, m)
 	}
 	if err := checkAbsolute(field+".host_path", m.GetHostPath()); err != nil {
 		return err
@@ -288,6 +289,21 @@ func checkMount(field string, m *cri.Mount) error {
 	}
 	if err := checkRecursive(m.GetReadonly(), m.GetRecursiveReadOnly(), m.GetPropagation()); err != nil {
 		return fmt.Errorf("%s.%w", field, err)
+	}
+	return nil
+}
+
+// checkImageMount checks what is particular to a mount of an image. It is
+// read-only whether the request says so or not.
+func checkImageMount(field string, m *cri.Mount) error {
+	sub := m.GetImageSubPath()
+	switch {
+	case m.GetImage().GetImage() == "":
+		return fmt.Errorf("%s.image.image: empty: %w", field, errdefs.ErrInvalidArgument)
+	case strings.IndexByte(sub, 0) >= 0 || len(sub) > maxPath:
+		return fmt.Errorf("%s.image_sub_path: %.256q is not a path: %w", field, sub, errdefs.ErrInvalidArgument)
+	case m.GetPropagation() != cri.MountPropagation_PROPAGATION_PRIVATE:
+		return fmt.Errorf("%s.propagation: %s, and nothing is ever mounted in an image: %w", field, m.GetPropagation(), errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

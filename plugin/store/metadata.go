@@ -37,6 +37,8 @@ const (
 	kindSandbox    = "sandbox"
 	kindContainer  = "container"
 	kubernetesPart = "io.kubernetes."
+	// labelSnapshotRef is followed by the snapshotter and a name of choice.
+	labelSnapshotRef = "containerd.io/gc.ref.snapshot"
 )
 
 // Metadata keeps records in containerd's metadata database: a sandbox as a
@@ -103,20 +105,25 @@ func (m *Metadata) prepare(c Change) (func(context.Context) error, error) {
 			return errors.Join(absentIsFine(m.sandboxes.Delete(ctx, c.DeleteSandbox)), absentIsFine(m.containers.Delete(ctx, c.DeleteSandbox)))
 		}, nil
 	case c.DeleteContainer != "":
-		return func(ctx context.Context) error { return m.deleteContainer(ctx, c.DeleteContainer, c.Snapshotter) }, nil
+		return func(ctx context.Context) error { return m.deleteContainer(ctx, c) }, nil
 	}
 	return nil, fmt.Errorf("empty change: %w", errdefs.ErrInvalidArgument)
 }
 
-// deleteContainer deletes the object and, in the same transaction, the snapshot
+// deleteContainer deletes the object and, in the same transaction, the snapshots
 // that it kept. What the snapshotter has on disk goes with garbage collection.
-func (m *Metadata) deleteContainer(ctx context.Context, id, snapshotter string) error {
-	err := absentIsFine(m.containers.Delete(ctx, id))
-	sn := m.db.Snapshotter(snapshotter)
+func (m *Metadata) deleteContainer(ctx context.Context, c Change) error {
+	err := absentIsFine(m.containers.Delete(ctx, c.DeleteContainer))
+	sn := m.db.Snapshotter(c.Snapshotter)
 	if err != nil || sn == nil {
 		return err // without its snapshotter a snapshot is nothing but a name
 	}
-	return absentIsFine(sn.Remove(ctx, id))
+	for _, key := range append([]string{c.DeleteContainer}, c.Volumes...) {
+		if err := absentIsFine(sn.Remove(ctx, key)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (m *Metadata) putSandbox(s record.Sandbox, create bool) (func(context.Context) error, error) {
@@ -156,7 +163,7 @@ func (m *Metadata) putContainer(c record.Container, create bool) (func(context.C
 	}
 	obj := containers.Container{
 		ID:          c.ID,
-		Labels:      objectLabels(kindContainer, c.Config.GetLabels()),
+		Labels:      containerLabels(c),
 		Image:       c.Image.Name,
 		Runtime:     containers.RuntimeInfo{Name: c.Handler.Runtime, Options: options(c.Handler)},
 		Spec:        spec(c.Spec),
@@ -284,6 +291,17 @@ func objectLabels(kind string, from map[string]string) map[string]string {
 		if strings.HasPrefix(k, kubernetesPart) && labels.Validate(k, v) == nil {
 			out[k] = v
 		}
+	}
+	return out
+}
+
+// containerLabels are those of a container object. It names the snapshots of
+// the images that it mounts before they exist, as it does its own: that keeps
+// them, and the layers below them, from garbage collection.
+func containerLabels(c record.Container) map[string]string {
+	out := objectLabels(kindContainer, c.Config.GetLabels())
+	for i, key := range c.VolumeKeys() {
+		out[fmt.Sprintf("%s.%s/%d", labelSnapshotRef, c.Handler.Snapshotter, i)] = key
 	}
 	return out
 }

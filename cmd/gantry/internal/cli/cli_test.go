@@ -101,7 +101,7 @@ func TestConfigCheck(t *testing.T) {
 	if r := gantry(t, "config", "check", good); r.code != exitOK || r.out != "0 errors, 0 warnings in 1 files\n" {
 		t.Errorf("good: %+v", r)
 	}
-	warned := write(t, table+"ignore_image_defined_volumes = true\n")
+	warned := write(t, table+"containerd.ignore_rdt_not_enabled_errors = true\n")
 	r := gantry(t, "config", "check", warned)
 	if r.code != exitOK || !strings.Contains(r.out, "warning: "+warned+":3: ") || !strings.Contains(r.out, "0 errors, 1 warnings") {
 		t.Errorf("warned: %+v", r)
@@ -122,7 +122,7 @@ func TestConfigCheck(t *testing.T) {
 }
 
 func TestConfigCheckJSON(t *testing.T) {
-	wrong := write(t, "version = 4\n[plugins.'io.containerd.cri.v1.runtime']\nmax_container_log_line_sise = 1\nignore_image_defined_volumes = true\n")
+	wrong := write(t, "version = 4\n[plugins.'io.containerd.cri.v1.runtime']\nmax_container_log_line_sise = 1\ncontainerd.ignore_rdt_not_enabled_errors = true\n")
 	r := gantry(t, "config", "check", wrong, "--output", "json")
 	var c checked
 	if err := json.Unmarshal([]byte(r.out), &c); err != nil || r.code != exitFound {
