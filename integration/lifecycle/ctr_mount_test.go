@@ -306,3 +306,44 @@ func TestDEV_03_PrivilegedDevices(t *testing.T) {
 	}
 	b.Exec(id, "sh", "-c", ": <>"+fresh)
 }
+
+// TestMNT_15_MountOptions: what a mount may not be used for beyond being written.
+func TestMNT_15_MountOptions(t *testing.T) {
+	t.Parallel()
+	b := newBox(t, privileged)
+	dir := t.TempDir()
+	script := filepath.Join(dir, "script")
+	if err := errors.Join(os.WriteFile(script, []byte("#!/bin/sh\necho ran\n"), 0o755), os.Chmod(dir, 0o755),
+		unix.Mknod(filepath.Join(dir, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))); err != nil {
+		t.Fatal(err)
+	}
+	c := b.privilegedSleeper("app")
+	asked := map[string][]string{"/none": nil, "/noexec": {"noexec"}, "/nodev": {"nodev"}, "/nosuid": {"nosuid"}, "/all": {"nosuid", "noexec", "nodev"}}
+	for path, options := range asked {
+		c.Mounts = append(c.Mounts, &cri.Mount{HostPath: dir, ContainerPath: path, MountOptions: options})
+	}
+	id := b.run(c)
+	for path, options := range asked {
+		_, ran := tryExec(t, b.Daemon, id, "sh", "-c", path+"/script")
+		_, opened := tryExec(t, b.Daemon, id, "sh", "-c", ": <"+path+"/null")
+		flags := ""
+		for _, m := range mountsIn(b, id) {
+			if m.point == path {
+				flags = "," + m.options + ","
+			}
+		}
+		got := map[string]bool{"noexec": ran != 0, "nodev": opened != 0, "nosuid": strings.Contains(flags, ",nosuid,")}
+		for option, is := range got {
+			if is != slices.Contains(options, option) {
+				t.Errorf("%s, mounted with %q: %s is %v (%s)", path, options, option, is, flags)
+			}
+		}
+	}
+	b.Exec(id, "touch", "/all/written")
+	status, err := b.Runtime().Status(t.Context(), &cri.StatusRequest{})
+	if err != nil || !status.Features.MountOptions {
+		t.Errorf("features are %v, %v", status.GetFeatures(), err)
+	}
+	b.refused(b.withMounts("unknown", &cri.Mount{HostPath: dir, ContainerPath: "/x", MountOptions: []string{"noexec", "exec"}}), codes.InvalidArgument, "config.mounts[0].mount_options[1]")
+	b.refused(b.withMounts("bind", &cri.Mount{HostPath: dir, ContainerPath: "/x", MountOptions: []string{"rshared"}}), codes.InvalidArgument, "mount_options[0]")
+}

@@ -118,7 +118,7 @@ func (s *Server) Status(ctx context.Context, req *cri.StatusRequest) (*cri.Statu
 		Status:          &cri.RuntimeStatus{Conditions: []*cri.RuntimeCondition{runtime, network, warnings}},
 		RuntimeHandlers: s.Handlers.CRI(),
 		// By definition these do not depend on what the handlers can do.
-		Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true},
+		Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
 	}
 	if !req.GetVerbose() {
 		return resp, nil

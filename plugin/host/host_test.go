@@ -196,13 +196,13 @@ func TestResolveMounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := ResolveMounts([]*cri.Mount{
-		{HostPath: file, ContainerPath: "/f", Readonly: true, RecursiveReadOnly: true},
+		{HostPath: file, ContainerPath: "/f", Readonly: true, RecursiveReadOnly: true, MountOptions: []string{"nodev"}},
 		{HostPath: filepath.Join(dir, "link2"), ContainerPath: "/l//x/../y"},
 		{HostPath: filepath.Join(dir, "new/deep"), ContainerPath: "/n"},
 		{Image: &cri.ImageSpec{Image: "x"}, ContainerPath: "/image/"},
 	}, map[int]string{3: "/state/volumes/1/3"})
 	want := []facts.Mount{
-		{Source: file, Destination: "/f", Readonly: true, RecursiveReadonly: true},
+		{Source: file, Destination: "/f", Readonly: true, RecursiveReadonly: true, Options: []string{"nodev"}},
 		{Source: file, Destination: "/l/y"},
 		{Source: filepath.Join(dir, "new/deep"), Destination: "/n"},
 		{Source: "/state/volumes/1/3", Destination: "/image", Readonly: true, Options: []string{"nosuid", "nodev", "noexec"}},

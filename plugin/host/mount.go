@@ -57,6 +57,7 @@ func ResolveMounts(mounts []*cri.Mount, images map[int]string) ([]facts.Mount, e
 			Propagation:       m.GetPropagation(),
 			UIDMappings:       m.GetUidMappings(),
 			GIDMappings:       m.GetGidMappings(),
+			Options:           m.GetMountOptions(),
 		})
 	}
 	return resolved, nil

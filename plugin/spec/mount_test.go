@@ -166,14 +166,14 @@ func TestMountErrors(t *testing.T) {
 		class  error
 		change func(*cri.Mount)
 	}{
-		"mounts[0]: host_path and":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.Image = &cri.ImageSpec{} }},
-		"mounts[0].image_sub_path":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ImageSubPath = "x" }},
-		"mounts[0].mount_options":   {errdefs.ErrNotImplemented, func(m *cri.Mount) { m.MountOptions = []string{"noexec"} }},
-		"mounts[0].host_path":       {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.HostPath = "" }},
-		"mounts[0].container_path":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ContainerPath = "b" }},
-		"container_path: the root":  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ContainerPath = "/b/.." }},
-		"mounts[0].propagation":     {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.Propagation = 5 }},
-		`"/b\x00" is not an absolu`: {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ContainerPath = "/b\x00" }},
+		"mounts[0]: host_path and":   {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.Image = &cri.ImageSpec{} }},
+		"mounts[0].image_sub_path":   {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ImageSubPath = "x" }},
+		"mounts[0].mount_options[1]": {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.MountOptions = []string{"noexec", "exec"} }},
+		"mounts[0].host_path":        {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.HostPath = "" }},
+		"mounts[0].container_path":   {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ContainerPath = "b" }},
+		"container_path: the root":   {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ContainerPath = "/b/.." }},
+		"mounts[0].propagation":      {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.Propagation = 5 }},
+		`"/b\x00" is not an absolu`:  {errdefs.ErrInvalidArgument, func(m *cri.Mount) { m.ContainerPath = "/b\x00" }},
 	} {
 		m := good()
 		tc.change(m)

@@ -272,11 +272,14 @@ func checkMount(field string, m *cri.Mount) error {
 		return fmt.Errorf("%s: host_path and image are both set: %w", field, errdefs.ErrInvalidArgument)
 	case m.GetImage() == nil && m.GetImageSubPath() != "":
 		return fmt.Errorf("%s.image_sub_path: without image: %w", field, errdefs.ErrInvalidArgument)
-	case len(m.GetMountOptions()) > 0:
-		return fmt.Errorf("%s.mount_options: %w", field, errdefs.ErrNotImplemented)
 	}
 	if err := checkMountMappings(field, m); err != nil {
 		return err
+	}
+	for i, o := range m.GetMountOptions() {
+		if !slices.Contains(mountOptions, o) {
+			return fmt.Errorf("%s.mount_options[%d]: %.64q is none of %s: %w", field, i, o, strings.Join(mountOptions, ", "), errdefs.ErrInvalidArgument)
+		}
 	}
 	if m.GetImage() != nil {
 		return checkImageMount(field, m)
@@ -292,6 +295,9 @@ func checkMount(field string, m *cri.Mount) error {
 	}
 	return nil
 }
+
+// mountOptions are those that the CRI has for a mount.
+var mountOptions = []string{"noexec", "nodev", "nosuid"}
 
 // checkImageMount checks what is particular to a mount of an image. It is
 // read-only whether the request says so or not.
