@@ -347,3 +347,23 @@ func TestMNT_15_MountOptions(t *testing.T) {
 	b.refused(b.withMounts("unknown", &cri.Mount{HostPath: dir, ContainerPath: "/x", MountOptions: []string{"noexec", "exec"}}), codes.InvalidArgument, "config.mounts[0].mount_options[1]")
 	b.refused(b.withMounts("bind", &cri.Mount{HostPath: dir, ContainerPath: "/x", MountOptions: []string{"rshared"}}), codes.InvalidArgument, "mount_options[0]")
 }
+
+// TestMNT_29_ReadonlyPodFiles: the files that a pod's containers share can be
+// written by those whose root can be written.
+func TestMNT_29_ReadonlyPodFiles(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	closed := b.sleeper("readonly")
+	closed.Linux.SecurityContext.ReadonlyRootfs = true
+	readonly, writable := b.run(closed), b.run(b.sleeper("writable"))
+	for _, file := range []string{"/etc/hosts", "/etc/resolv.conf", "/etc/hostname"} {
+		b.Exec(writable, "sh", "-c", "echo '# mine' >>"+file)
+		if out, code := tryExec(t, b.Daemon, readonly, "sh", "-c", "echo '# other' >>"+file); code == 0 || !strings.Contains(out, "Read-only") {
+			t.Errorf("%s: %q, %d", file, out, code)
+		}
+		if got := b.Exec(readonly, "tail", "-n", "1", file); got != "# mine\n" {
+			t.Errorf("%s ends with %q", file, got)
+		}
+	}
+	b.Exec(readonly, "touch", "/dev/shm/x")
+}

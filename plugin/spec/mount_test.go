@@ -208,3 +208,41 @@ func TestCgroupMount(t *testing.T) {
 		}
 	}
 }
+
+// TestMNT_23_CgroupWritable: a handler can let unprivileged containers manage the
+// cgroups below their own. The tree they see is writable, and nothing else is.
+func TestMNT_23_CgroupWritable(t *testing.T) {
+	for name, tc := range map[string]struct {
+		writable, privileged, v2 bool
+		want                     string
+	}{
+		"no":                    {want: "ro"},
+		"no, v2":                {v2: true, want: "ro"},
+		"by the handler, v2":    {writable: true, v2: true, want: "rw"},
+		"by privilege":          {privileged: true, want: "rw"},
+		"by both":               {writable: true, privileged: true, v2: true, want: "rw"},
+		"by the handler, no v2": {writable: true, want: "rw"}, // such a handler is refused before
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := mustContainer(t, func(in *ContainerInput) {
+				if tc.v2 {
+					in.Host = v2Host()
+				}
+				if tc.privileged {
+					privileged(in)
+				}
+				in.Handler.CgroupWritable = tc.writable
+			})
+			m, ok := findMount(s, "/sys/fs/cgroup")
+			if !ok || m.Type != "cgroup" || !slices.Contains(m.Options, tc.want) || slices.Contains(m.Options, map[string]string{"ro": "rw", "rw": "ro"}[tc.want]) {
+				t.Errorf("cgroups: %+v", m)
+			}
+			if sys, _ := findMount(s, "/sys"); slices.Contains(sys.Options, "ro") == tc.privileged {
+				t.Errorf("sysfs: %+v", sys)
+			}
+			if _, own := findNamespace(s, specs.CgroupNamespace); tc.v2 && !tc.privileged && !own {
+				t.Error("it sees the host's tree")
+			}
+		})
+	}
+}
