@@ -13,6 +13,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/integration/daemon"
 )
 
 // withMounts is a sleeper with mounts.
@@ -366,4 +368,33 @@ func TestMNT_29_ReadonlyPodFiles(t *testing.T) {
 		}
 	}
 	b.Exec(readonly, "touch", "/dev/shm/x")
+}
+
+// TestMNT_27_VolatileOverlay: layers can do without sync, as the snapshotter's
+// configuration says. The mark that the kernel leaves in them is in nobody's way.
+func TestMNT_27_VolatileOverlay(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Set([]string{"volatile"}, "plugins", "io.containerd.snapshotter.v1.overlayfs", "mount_options"))
+	b := newBoxOn(t, d)
+	id, created := b.run(b.sleeper("app")), b.mustCreate(b.sleeper("created"))
+	wantVolatile := func(id string) {
+		t.Helper()
+		mounts := b.Exec(id, "cat", "/proc/self/mountinfo")
+		for line := range strings.Lines(mounts) {
+			if f := strings.Fields(line); f[4] == "/" && strings.Contains(f[len(f)-1]+",", "volatile,") /* or fsync=volatile */ {
+				return
+			}
+		}
+		t.Errorf("no volatile root:\n%s", mounts)
+	}
+	wantVolatile(id)
+	b.Exec(id, "sh", "-c", "echo kept >/kept")
+	d.Kill()
+	d.Up()
+	wantVolatile(id)
+	b.wantText(id, "/kept", "kept\n")
+	if err := b.start(created); err != nil {
+		t.Errorf("start what was created before: %v", err)
+	}
+	wantVolatile(created)
 }
