@@ -1,8 +1,8 @@
 // Package snapshot makes the root filesystems of containers in containerd's
 // snapshotters, and the views of images that they mount. The keys are made of the
 // container's ID; the container object of that ID keeps them from garbage
-// collection, so they need no lease, and are deleted with it, by package store. It knows nothing of images: the parent is
-// named by the caller.
+// collection, so they need no lease, and go that way when package store deletes
+// the object. It knows nothing of images: the parent is named by the caller.
 package snapshot
 
 import (

@@ -12,7 +12,8 @@ type Disk interface {
 	// reported among the damaged ones and does not fail the load.
 	Load(ctx context.Context) (Contents, error)
 	// Write makes one change durable, all of it or nothing. Deleting what is
-	// not there succeeds. A container's snapshots are deleted with it.
+	// not there succeeds. With a container's record goes what kept its root
+	// filesystem from garbage collection.
 	Write(ctx context.Context, c Change) error
 	// WriteSoon makes the change durable with the next one that is written, or
 	// in some moments; changes keep their order. What goes wrong is logged.
@@ -39,10 +40,6 @@ type Change struct {
 	PutContainer    *record.Container
 	DeleteSandbox   string
 	DeleteContainer string
-	// Snapshotter has the root filesystem of the container to delete and the
-	// images that it mounts, under the keys Volumes.
-	Snapshotter string
-	Volumes     []string
 	// Create says that a put must find nothing under its ID (AlreadyExists
 	// otherwise); without it a put must find something (NotFound otherwise).
 	Create bool

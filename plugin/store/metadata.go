@@ -105,25 +105,12 @@ func (m *Metadata) prepare(c Change) (func(context.Context) error, error) {
 			return errors.Join(absentIsFine(m.sandboxes.Delete(ctx, c.DeleteSandbox)), absentIsFine(m.containers.Delete(ctx, c.DeleteSandbox)))
 		}, nil
 	case c.DeleteContainer != "":
-		return func(ctx context.Context) error { return m.deleteContainer(ctx, c) }, nil
+		// The snapshot that the object kept is garbage from then on. It may not
+		// be removed in the same transaction: a snapshotter's lock comes before
+		// the database's, and a write that takes it second may wait for ever.
+		return func(ctx context.Context) error { return absentIsFine(m.containers.Delete(ctx, c.DeleteContainer)) }, nil
 	}
 	return nil, fmt.Errorf("empty change: %w", errdefs.ErrInvalidArgument)
-}
-
-// deleteContainer deletes the object and, in the same transaction, the snapshots
-// that it kept. What the snapshotter has on disk goes with garbage collection.
-func (m *Metadata) deleteContainer(ctx context.Context, c Change) error {
-	err := absentIsFine(m.containers.Delete(ctx, c.DeleteContainer))
-	sn := m.db.Snapshotter(c.Snapshotter)
-	if err != nil || sn == nil {
-		return err // without its snapshotter a snapshot is nothing but a name
-	}
-	for _, key := range append([]string{c.DeleteContainer}, c.Volumes...) {
-		if err := absentIsFine(sn.Remove(ctx, key)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func (m *Metadata) putSandbox(s record.Sandbox, create bool) (func(context.Context) error, error) {

@@ -138,7 +138,7 @@ func newContainers(d Disk) *Containers {
 	}
 	t.soon = func(ctx context.Context, c record.Container) { d.WriteSoon(ctx, Change{PutContainer: &c}) }
 	t.erase = func(ctx context.Context, c record.Container) error {
-		return d.Write(ctx, Change{DeleteContainer: c.ID, Snapshotter: c.Handler.Snapshotter, Volumes: c.VolumeKeys()})
+		return d.Write(ctx, Change{DeleteContainer: c.ID})
 	}
 	return &Containers{t: t, bySbox: map[string]map[string]struct{}{}}
 }
