@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -68,6 +69,9 @@ type settings struct {
 
 // services is everything that was built.
 type services struct {
+	// damaged are the pods whose records cannot be read. They may run.
+	damaged []string
+
 	cri        *cri.Server
 	rpc        rpc.Options
 	sandboxes  *gsandbox.Service
@@ -171,6 +175,9 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	for _, d := range damaged {
 		log.G(ctx).WithError(d.Err).WithField(d.Kind, d.ID).Error("record cannot be read; it is left alone, remove it with ctr")
+		if d.Kind == "sandbox" {
+			s.damaged = append(s.damaged, d.ID)
+		}
 	}
 	introspector, ok := n.tasks.(handler.Introspector)
 	if !ok {
@@ -316,9 +323,10 @@ func (s *services) checkPodNetworks(ctx context.Context) {
 	}
 }
 
-// livePods are the pods whose namespaces are not to be touched: all there are.
+// livePods are the pods whose namespaces are not to be touched: all there are, and
+// those of which nobody knows what they are.
 func (s *services) livePods(context.Context) ([]string, error) {
-	var ids []string
+	ids := slices.Clone(s.damaged)
 	for _, sb := range s.store.Sandboxes.List() {
 		ids = append(ids, sb.ID)
 	}

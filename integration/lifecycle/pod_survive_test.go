@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -135,10 +136,17 @@ func TestLIF_03_DamagedState(t *testing.T) {
 	d := start(t)
 	good, bad, torn := runPod(d, "good"), runPod(d, "bad"), runPod(d, "torn")
 	ctr := good.run(d, daemon.ContainerConfig("main", plain(t, d)))
+	ip, pin := ipOf(t, d, bad), pinOf(t, d, bad.id)
 	d.Stop()
 	mend := damage(t, d, bad.id)
 	emptied := emptyFilesOf(t, d, torn.id)
 	d.Up()
+	eventually(t, soon, func() error { // then leftovers of networks are released
+		if strings.Count(d.Tail(10000), "every pod and container has been looked at") < 2 {
+			return errors.New("the recovery is not over")
+		}
+		return nil
+	})
 
 	list, err := d.Runtime().ListPodSandbox(t.Context(), &cri.ListPodSandboxRequest{})
 	if err != nil {
@@ -158,6 +166,12 @@ func TestLIF_03_DamagedState(t *testing.T) {
 	t.Logf("emptied %q", emptied)
 	if err := removePod(d, torn.id); err != nil {
 		t.Errorf("remove the pod whose files are empty: %v", err)
+	}
+	if !exists(ipamFile(d, ip)) || !slices.Contains(netnsMounts(t, d), pin) {
+		t.Error("the network of the pod that cannot be read was given back")
+	}
+	if err := pingAs(0, pin, gateway(d)); err != nil {
+		t.Errorf("the pod that cannot be read runs and reaches nobody: %v", err)
 	}
 
 	// Whoever has a copy can put it back.
