@@ -2,9 +2,13 @@ package store
 
 import (
 	"errors"
+	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -28,9 +32,15 @@ type write struct {
 	turn  chan struct{} // gets a value when this writer is to commit
 	// failed is set for a write that nobody waits for.
 	failed func(error)
+	ended  bool
 }
 
+// end tells the result; only the first call does anything.
 func (w *write) end(err error) {
+	if w.ended {
+		return
+	}
+	w.ended = true
 	w.done <- err
 	if err != nil && w.failed != nil {
 		w.failed(err)
@@ -75,13 +85,27 @@ func (c *committer) later(apply func(*bolt.Tx) error, failed func(error)) {
 }
 
 // lead commits everything that waits, the caller's own write included, and
-// passes the turn to the first of those that came meanwhile.
+// passes the turn on. A panic is an error to all whom it left without an answer:
+// the caller leads for others, who would wait for ever.
 func (c *committer) lead() {
 	c.mu.Lock()
 	batch := c.waiting
 	c.waiting = nil
 	c.mu.Unlock()
+	defer c.pass()
+	defer func() {
+		if p := recover(); p != nil {
+			log.L.Errorf("panic in a transaction: %v\n%s", p, debug.Stack())
+			for _, w := range batch {
+				w.end(fmt.Errorf("panic in a transaction: %v: %w", p, errdefs.ErrInternal))
+			}
+		}
+	}()
 	c.commit(batch)
+}
+
+// pass gives the turn to the first of those that came meanwhile.
+func (c *committer) pass() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// A write that nobody waits for cannot lead; it goes with the next.
