@@ -39,7 +39,7 @@ func (n *Networks) attach(ctx context.Context, a Attachment, netns string) (reco
 	}
 	ctx, cancel := within(ctx, n.conf.AddTimeout)
 	defer cancel()
-	leave, err := n.gate.enter(ctx, a.ID)
+	leave, err := n.enter(ctx, a.ID)
 	if err != nil {
 		return record.Network{}, err
 	}

@@ -34,7 +34,7 @@ func (n *Networks) detach(ctx context.Context, a Attachment) error {
 	}
 	ctx, cancel := within(ctx, n.conf.DelTimeout)
 	defer cancel()
-	leave, err := n.gate.enter(ctx, a.ID)
+	leave, err := n.enter(ctx, a.ID)
 	if err != nil {
 		return err
 	}

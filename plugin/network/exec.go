@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -21,7 +20,6 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"go.opentelemetry.io/otel/propagation"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,8 +37,6 @@ const (
 	// it: one killed half way may never find again what it has to undo, as
 	// bridge its masquerading rules once it has deleted the interface.
 	endGrace = 2 * time.Second
-	// orphanGrace is the same for plugins of a daemon that died.
-	orphanGrace = 5 * time.Second
 	// busyRetries and busyPause are for a plugin being written right now.
 	busyRetries = 10
 	busyPause   = 100 * time.Millisecond
@@ -251,48 +247,6 @@ func (b *boundedBuffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// endOrphans waits for the plugins that a daemon with this cache directory left
-// running when it died, and kills those that do not end: an ADD that goes on
-// could allocate after the DEL that recovery asks for.
-func endOrphans(owner string) error {
-	procs, err := os.ReadDir("/proc")
-	if err != nil {
-		return err
-	}
-	var g errgroup.Group
-	for _, p := range procs {
-		pid, err := strconv.Atoi(p.Name())
-		if err != nil || !isOrphan(pid, owner) {
-			continue
-		}
-		g.Go(func() error {
-			if _, err := endGroup(pid, orphanGrace); err != nil {
-				return fmt.Errorf("process %d: %w", pid, err)
-			}
-			return nil
-		})
-	}
-	return g.Wait()
-}
-
-// isOrphan tells a plugin from what a plugin may have started to stay: a
-// daemon leads a session, a plugin only a process group.
-func isOrphan(pid int, owner string) bool {
-	pgid, err := unix.Getpgid(pid)
-	if err != nil || pgid != pid {
-		return false
-	}
-	sid, err := unix.Getsid(pid)
-	if err != nil || sid == pid {
-		return false
-	}
-	environ, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "environ"))
-	if err != nil {
-		return false
-	}
-	return lookup(strings.Split(string(environ), "\x00"), ownerEnv) == owner
-}
-
 // endGroup waits for the end of a process and, when the grace is over, kills
 // its process group and waits again. It tells whether the process ended by
 // itself.
@@ -305,6 +259,11 @@ func endGroup(pid int, grace time.Duration) (bool, error) {
 		return false, errors.Join(err, killGroup(pid))
 	}
 	defer unix.Close(fd)
+	return endGroupOf(fd, pid, grace)
+}
+
+// endGroupOf is endGroup for a process of which there is a descriptor.
+func endGroupOf(fd, pid int, grace time.Duration) (bool, error) {
 	if ended, err := waitPidfd(fd, grace); ended {
 		return true, err
 	}

@@ -81,6 +81,9 @@ func (n *Networks) sweep(ctx context.Context, alive []string) error {
 	if len(nets) == 0 {
 		return nil
 	}
+	if err := n.orphans.end(""); err != nil {
+		return err
+	}
 	ctx, cancel := within(ctx, n.conf.DelTimeout)
 	defer cancel()
 	ctx, open, err := n.gate.alone(ctx)

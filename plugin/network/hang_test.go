@@ -3,6 +3,7 @@ package network_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,17 +99,24 @@ func TestHungDel(t *testing.T) {
 }
 
 // TestOrphanPlugin starts a daemon after one that died with a plugin running:
-// the plugin must have ended before the new one does anything.
+// that holds up neither the start nor other pods, and has ended before anything
+// is done for its own.
 func TestOrphanPlugin(t *testing.T) {
 	h := newHost(t)
 	h.write("10-test.conflist", h.bridgeConf())
-	h.stub.behave(t, "ADD", behaviour{Hang: true})
+	h.stub.behave(t, "ADD", behaviour{Hang: true, Only: "a1"})
 	h.open()
 	failed := h.attachInBackground(t.Context(), "a1")
 	h.stub.hanging(t)
-	before := h.stub.processes(t)
+	orphan := h.stub.processes(t)
 	h.open()
-	for _, pid := range before {
+	h.attach(pod("a2"))
+	h.detach("a2")
+	if now := h.stub.processes(t); !slices.Equal(now, orphan) {
+		t.Errorf("processes %v are left of %v although nobody asked for their pod", now, orphan)
+	}
+	h.detach("a1")
+	for _, pid := range orphan {
 		if alive(pid) {
 			eventually(t, "the end of a killed process", func() bool { return len(h.stub.processes(t)) == 0 })
 		}
@@ -116,7 +124,27 @@ func TestOrphanPlugin(t *testing.T) {
 	if err := <-failed; err == nil {
 		t.Error("the attach of the dead daemon succeeded")
 	}
-	h.detach("a1")
+	if held := h.held(); len(held) > 0 {
+		t.Errorf("left behind: %q", held)
+	}
+}
+
+// TestOrphanLook: a plugin of a dead daemon that works for no pod is killed at
+// once, and that it was there is no error.
+func TestOrphanLook(t *testing.T) {
+	h := newHost(t)
+	h.conf.StatusTimeout = time.Hour
+	h.write("10-test.conflist", h.stubConf("one", "1.1.0"))
+	h.stub.behave(t, "STATUS", behaviour{Hang: true})
+	h.open()
+	h.stub.hanging(t)
+	orphan := h.stub.processes(t)
+	h.stub.behave(t, "STATUS", behaviour{})
+	h.open()
+	eventually(t, "the end of the plugin", func() bool {
+		now := h.stub.processes(t)
+		return !slices.ContainsFunc(orphan, func(pid int) bool { return slices.Contains(now, pid) })
+	})
 }
 
 // TestStatus drives Ready by what STATUS says.

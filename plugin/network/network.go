@@ -105,6 +105,8 @@ type Networks struct {
 	done  releasedSet
 	ready atomic.Pointer[verdict]
 	kick  chan struct{} // asks Run to look at the configuration now
+
+	orphans orphans
 }
 
 // Attachment names a pod and what its network is made from. Detach needs the
@@ -136,8 +138,9 @@ func (a Attachment) Validate() error {
 	return err
 }
 
-// New checks the configuration, makes the cache directory, ends plugins that
-// a daemon which died left running, and reads the network configuration once.
+// New checks the configuration, makes the cache directory, looks for plugins
+// that a daemon which died left running, and reads the network configuration
+// once.
 func New(c Config) (*Networks, error) {
 	if err := c.complete(); err != nil {
 		return nil, fmt.Errorf("configure network: %w", err)
@@ -146,8 +149,9 @@ func New(c Config) (*Networks, error) {
 	if err := os.MkdirAll(string(saved), 0o700); err != nil {
 		return nil, fmt.Errorf("configure network: make cache: %w", err)
 	}
-	if err := endOrphans(c.CacheDir); err != nil {
-		return nil, fmt.Errorf("configure network: end plugins of an earlier run: %w", err)
+	orphans, err := findOrphans(c.CacheDir)
+	if err != nil {
+		return nil, fmt.Errorf("configure network: find plugins of an earlier run: %w", err)
 	}
 	sum := sha256.Sum256([]byte(c.CacheDir))
 	runner := &runner{owner: c.CacheDir}
@@ -157,6 +161,8 @@ func New(c Config) (*Networks, error) {
 		cni:   libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, runner),
 		saved: saved,
 		kick:  make(chan struct{}, 1),
+		// They are ended by who needs their pods.
+		orphans: orphans,
 	}
 	n.ready.Store(n.look(nil))
 	return n, nil
@@ -218,7 +224,7 @@ func (n *Networks) check(ctx context.Context, id string) error {
 	}
 	ctx, cancel := within(ctx, n.conf.DelTimeout)
 	defer cancel()
-	leave, err := n.gate.enter(ctx, id)
+	leave, err := n.enter(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -250,6 +256,20 @@ func (n *Networks) checkOne(ctx context.Context, s *saved, a savedNetwork) error
 		return nil
 	}
 	return pluginCause(n.cni.CheckNetworkList(ctx, list, s.runtimeConf(a, s.NetNS)))
+}
+
+// enter waits until nothing else is done for the pod, by an earlier daemon's
+// plugins neither, and returns the function that lets it go.
+func (n *Networks) enter(ctx context.Context, id string) (func(), error) {
+	leave, err := n.gate.enter(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.orphans.end(id); err != nil {
+		leave()
+		return nil, err
+	}
+	return leave, nil
 }
 
 // checkID refuses what could not be a file name and a plugin's container ID.
