@@ -689,6 +689,33 @@ func TestNET_24_FailingDel(t *testing.T) {
 	}
 }
 
+// TestNET_24_DelOnce: a restart runs no plugin for pods that are stopped and not
+// yet removed, nor does their removal.
+func TestNET_24_DelOnce(t *testing.T) {
+	d := shared(t)
+	config := d.PodConfig("given-back")
+	id := d.RunPodWith(config, stubHandler)
+	if err := stopPod(d, id); err != nil {
+		t.Fatal(err)
+	}
+	looked := func() int { return strings.Count(d.Tail(100000), "every pod and container has been looked at") }
+	before := looked()
+	d.Kill()
+	d.Up()
+	eventually(t, soon, func() error {
+		if looked() == before {
+			return errors.New("the recovery is not over")
+		}
+		return nil
+	})
+	if err := removePod(d, id); err != nil {
+		t.Fatal(err)
+	}
+	if calls := stubCalls(t, d, "given-back"); commandsOf(calls) != "ADD DEL" {
+		t.Errorf("calls are %q", commandsOf(calls))
+	}
+}
+
 func TestNET_26_Unprivileged(t *testing.T) {
 	t.Parallel()
 	d := shared(t)

@@ -54,7 +54,6 @@ func (n *Networks) attach(ctx context.Context, a Attachment, netns string) (reco
 	if err := n.saved.write(s); err != nil {
 		return record.Network{}, err
 	}
-	n.done.remove(a.ID)
 	results, err := n.addAll(ctx, s)
 	if err != nil {
 		return record.Network{}, err

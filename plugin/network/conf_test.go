@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -238,14 +237,4 @@ func TestGate(t *testing.T) {
 		t.Fatal(err)
 	}
 	last()
-}
-
-func TestReleasedSetIsBounded(t *testing.T) {
-	var r releasedSet
-	for i := range 3 * releasedBound {
-		r.add(strconv.Itoa(i))
-	}
-	if len(r.ids) > releasedBound {
-		t.Errorf("%d kept", len(r.ids))
-	}
 }

@@ -12,8 +12,9 @@ import (
 
 // Detach gives back all that CreateNS and Attach made for the pod, complete or
 // not, and succeeds if there is nothing. It asks for what was saved before ADD
-// to be undone, whatever the configuration says now; when nothing was saved it
-// goes by the configuration. For a pod in the node's network it does nothing.
+// to be undone, whatever the configuration says now; when that was lost it goes
+// by the configuration, and when there is no trace of the pod no plugin runs. For
+// a pod in the node's network it does nothing.
 //
 // When a DEL fails the namespace and what was saved stay, and Detach is to be
 // repeated. A caller that gives up loses nothing: to GC the pod is a leftover
@@ -39,16 +40,14 @@ func (n *Networks) detach(ctx context.Context, a Attachment) error {
 		return err
 	}
 	defer leave()
-	if n.done.has(a.ID) {
-		return nil
-	}
 	s, err := n.recall(a.ID)
 	if err != nil {
 		return err
 	}
-	if s != nil {
+	switch {
+	case s != nil:
 		err = n.undo(ctx, s)
-	} else {
+	case n.traces(a.ID):
 		err = n.undoUnknown(ctx, a)
 	}
 	if err != nil {
@@ -59,11 +58,7 @@ func (n *Networks) detach(ctx context.Context, a Attachment) error {
 	if err := removeNS(ctx, n.NSPath(a.ID)); err != nil {
 		return err
 	}
-	if err := n.saved.remove(a.ID); err != nil {
-		return err
-	}
-	n.done.add(a.ID)
-	return nil
+	return n.saved.remove(a.ID)
 }
 
 // undo runs DEL for every network of the pod, the last first, also when one
@@ -91,8 +86,20 @@ func (n *Networks) undoOne(ctx context.Context, s *saved, a savedNetwork, netns 
 	return pluginCause(n.cni.DelNetworkList(ctx, list, s.runtimeConf(a, netns)))
 }
 
-// undoUnknown runs DEL for a pod of which nothing is known: most likely it was
-// never attached, but the cache may have been lost. Without a usable
+// traces reports whether there is anything of the pod: what was saved, be it
+// unreadable, or its namespace. One without was never attached or is detached, as
+// what is saved comes before ADD and goes after DEL.
+func (n *Networks) traces(id string) bool {
+	for _, path := range []string{n.saved.path(id), n.NSPath(id)} {
+		if _, err := os.Lstat(path); !missing(err) {
+			return true
+		}
+	}
+	return false
+}
+
+// undoUnknown runs DEL for a pod of which only traces are left: most likely it
+// was never attached, but the cache may have been lost. Without a usable
 // configuration or plugin there is nothing that could be asked.
 func (n *Networks) undoUnknown(ctx context.Context, a Attachment) error {
 	s, err := n.plan(a, n.NSPath(a.ID))

@@ -130,35 +130,3 @@ func (g *gate) endSweep(sw *sweep) {
 	sw.cancel(nil)
 	close(sw.done)
 }
-
-// releasedSet remembers, up to a bound, the pods whose network this process
-// has released, so that repeating Detach runs no plugin. Forgetting one costs
-// a needless DEL, nothing else.
-type releasedSet struct {
-	mu  sync.Mutex
-	ids map[string]struct{}
-}
-
-const releasedBound = 4096
-
-func (r *releasedSet) add(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ids == nil || len(r.ids) >= releasedBound {
-		r.ids = map[string]struct{}{}
-	}
-	r.ids[id] = struct{}{}
-}
-
-func (r *releasedSet) remove(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.ids, id)
-}
-
-func (r *releasedSet) has(id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.ids[id]
-	return ok
-}

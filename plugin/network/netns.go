@@ -100,7 +100,6 @@ func (n *Networks) pin(ctx context.Context, id string, mount func(path string) e
 	if err := makeMountPoint(path); err != nil {
 		return "", err
 	}
-	n.done.remove(id)
 	if err := mount(path); err != nil {
 		return "", errors.Join(err, removeNS(ctx, path))
 	}

@@ -102,7 +102,6 @@ type Networks struct {
 	cni   *libcni.CNIConfig
 	saved savedDir
 	gate  gate
-	done  releasedSet
 	ready atomic.Pointer[verdict]
 	kick  chan struct{} // asks Run to look at the configuration now
 

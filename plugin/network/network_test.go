@@ -467,7 +467,7 @@ func TestConfChanged(t *testing.T) {
 }
 
 // TestCacheLost frees by the current configuration what was attached before
-// the cache went, as after a reboot with the cache in memory.
+// the cache went.
 func TestCacheLost(t *testing.T) {
 	h := newHost(t)
 	h.write("10-test.conflist", h.bridgeConf())
@@ -490,6 +490,21 @@ func TestDetachOnce(t *testing.T) {
 		if got := len(h.stub.calls(t, "DEL")); got != i+1 {
 			t.Errorf("%d DELs, want %d", got, i+1)
 		}
+	}
+}
+
+// TestDetachAfterRestart checks that a pod that was detached, or never attached,
+// costs no plugin in the next daemon either.
+func TestDetachAfterRestart(t *testing.T) {
+	h := newHost(t)
+	h.write("10-test.conflist", h.stubConf("one", "1.0.0"))
+	h.open()
+	h.attach(pod("a1"))
+	h.detach("a1")
+	h.open()
+	h.detach("a1", "never")
+	if got := h.stub.calls(t, "DEL"); len(got) != 1 {
+		t.Errorf("%d DELs, want one: %+v", len(got), got)
 	}
 }
 
