@@ -73,15 +73,15 @@ const savedSuffix = ".json"
 
 func (d savedDir) path(id string) string { return filepath.Join(string(d), id+savedSuffix) }
 
-// write replaces the file as a whole, so that a crash leaves the old or the
-// new one.
+// write replaces the file as a whole, so that a crash of the daemon or of the
+// machine leaves the old or the new one.
 func (d savedDir) write(s *saved) (err error) {
 	data, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("save attachment: %w", err)
 	}
 	tmp := d.path(s.ID) + ".new"
-	err = os.WriteFile(tmp, data, 0o600)
+	err = writeSynced(tmp, data)
 	if err == nil {
 		err = os.Rename(tmp, d.path(s.ID))
 	}
@@ -89,6 +89,19 @@ func (d savedDir) write(s *saved) (err error) {
 		return fmt.Errorf("save attachment: %w", errors.Join(err, d.discard(tmp)))
 	}
 	return nil
+}
+
+// writeSynced has the content on the disk before anything names it.
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // read returns nil if nothing usable is saved for the pod: a file that cannot
