@@ -294,7 +294,8 @@ func (s *services) start() {
 		}
 		log.G(ctx).WithField("took", time.Since(begin)).Info("every pod and container has been looked at")
 		if err := s.networks.GC(ctx, s.livePods); err != nil {
-			log.G(ctx).WithError(err).Warn("release network leftovers")
+			log.G(ctx).WithError(err).Warn("release network leftovers: will be tried again")
+			s.background.Go("release network leftovers", s.releaseNetworks)
 		}
 		if err := s.streams.sweep(ctx, s.store.Containers); err != nil {
 			log.G(ctx).WithError(err).Warn("release output leftovers")
@@ -321,6 +322,15 @@ func (s *services) checkPodNetworks(ctx context.Context) {
 				Warn("the network of a pod is not as it was made; delete the pod to have it made anew")
 		}
 	}
+}
+
+// networkRetries is how often what could not be released is tried again.
+var networkRetries = lifecycle.Backoff{First: time.Second, Last: 5 * time.Minute}
+
+// releaseNetworks tries until the networks that belong to no pod are released.
+func (s *services) releaseNetworks(ctx context.Context) {
+	lifecycle.Pause(ctx, networkRetries.First)
+	lifecycle.Retry(ctx, "release network leftovers", networkRetries, func() error { return s.networks.GC(ctx, s.livePods) })
 }
 
 // livePods are the pods whose namespaces are not to be touched: all there are, and

@@ -689,6 +689,30 @@ func TestNET_24_FailingDel(t *testing.T) {
 	}
 }
 
+// TestNET_05_CollectedLater: what could not be collected at the start is collected
+// later.
+func TestNET_05_CollectedLater(t *testing.T) {
+	t.Parallel()
+	d := start(t, stubNetwork)
+	collections := func(more int) func() error {
+		have := strings.Count(commandsOf(stubCalls(t, d, "")), "GC")
+		return func() error {
+			if now := strings.Count(commandsOf(stubCalls(t, d, "")), "GC"); now < have+more {
+				return fmt.Errorf("%d collections, there were %d", now, have)
+			}
+			return nil
+		}
+	}
+	d.Stop()
+	mend := order(t, d, "GC", "", stubOrder{Code: 11, Msg: "not now"})
+	failed := collections(2)
+	d.Up()
+	eventually(t, 3*soon, failed)
+	succeeded := collections(1)
+	mend()
+	eventually(t, 3*soon, succeeded)
+}
+
 // TestNET_24_DelOnce: a restart runs no plugin for pods that are stopped and not
 // yet removed, nor does their removal.
 func TestNET_24_DelOnce(t *testing.T) {
