@@ -22,9 +22,13 @@ const createLimit = 10 * time.Second
 // for a daemon that is dead: those that were given one of our bundles. The shim
 // kills its create when the daemon's connection closes, yet what a create does
 // in its last moments may come after what a recovery has looked at.
-func (p *Pool) creators() {
+func creators(shims []*shim) {
+	byPath := map[string]*shim{}
+	for _, s := range shims {
+		byPath[s.bundle.Path] = s
+	}
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil || len(p.shims) == 0 {
+	if err != nil || len(shims) == 0 {
 		return // the error is only for a bad pattern
 	}
 	for _, file := range files {
@@ -37,8 +41,8 @@ func (p *Pool) creators() {
 		if i < 0 || i+1 >= len(args) {
 			continue
 		}
-		s, ours := p.shims[filepath.Base(args[i+1])]
-		if !ours || s.bundle.Path != args[i+1] {
+		s, ours := byPath[args[i+1]]
+		if !ours {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file))); err == nil {

@@ -1,9 +1,11 @@
 package pool
 
 import (
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 
@@ -32,7 +34,7 @@ func TestCreatorsEnd(t *testing.T) {
 	}
 	p := &Pool{shims: map[string]*shim{"a": {bundle: &v2.Bundle{ID: "a", Path: filepath.Join(dir, "a")}}}}
 	ours, other := start(filepath.Join(dir, "a")), start(filepath.Join(dir, "elsewhere", "a"))
-	p.creators()
+	creators(slices.Collect(maps.Values(p.shims)))
 	s := p.shims["a"]
 	if len(s.creators) != 1 || s.creators[0] != ours.Process.Pid {
 		t.Fatalf("creators %v, want %d", s.creators, ours.Process.Pid)

@@ -20,8 +20,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -84,6 +86,9 @@ type Pool struct {
 	mu    sync.Mutex
 	shims map[string]*shim       // from earlier daemons, by task
 	exits map[string]record.Exit // of tasks whose shim was dead
+	// unread are directories of earlier daemons that could not be read yet.
+	// Until then nobody knows that a task is not there.
+	unread []string
 }
 
 var _ crt.PlatformRuntime = (*Pool)(nil)
@@ -106,11 +111,41 @@ func New(ctx context.Context, o Options) (*Pool, error) {
 	if p.own, err = o.New(root, state); err != nil {
 		return nil, err
 	}
-	p.creators()
-	for id, s := range p.shims {
-		o.Background.Go("recover shim of "+id, s.run)
+	p.recover(slices.Collect(maps.Values(p.shims)))
+	if unread := slices.Clone(p.unread); len(unread) > 0 {
+		o.Background.Go("find the shims of earlier daemons", func(ctx context.Context) {
+			for _, g := range unread {
+				lifecycle.Retry(ctx, "find the shims of an earlier daemon", retries, func() error { return p.findLate(ctx, g) })
+			}
+		})
 	}
 	return p, nil
+}
+
+// recover begins to connect to the shims.
+func (p *Pool) recover(shims []*shim) {
+	creators(shims)
+	for _, s := range shims {
+		p.Background.Go("recover shim of "+s.bundle.ID, s.run)
+	}
+}
+
+var retries = lifecycle.Backoff{First: retryMin, Last: retryMax}
+
+// findLate is findIn for a directory that could not be read at the start.
+func (p *Pool) findLate(ctx context.Context, generation string) error {
+	found, err := p.findIn(ctx, generation)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	for _, s := range found {
+		p.shims[s.bundle.ID] = s
+	}
+	p.unread = slices.DeleteFunc(p.unread, func(g string) bool { return g == generation })
+	p.mu.Unlock()
+	p.recover(found)
+	return nil
 }
 
 // find registers the bundles that earlier daemons left and returns the name
@@ -132,8 +167,13 @@ func (p *Pool) find(ctx context.Context) (string, error) {
 			continue
 		}
 		last = max(last, n)
-		if err := p.findIn(ctx, e.Name()); err != nil {
+		found, err := p.findIn(ctx, e.Name())
+		if err != nil {
 			log.G(ctx).WithError(err).WithField("directory", e.Name()).Error("find the shims of an earlier daemon")
+			p.unread = append(p.unread, e.Name())
+		}
+		for _, s := range found {
+			p.shims[s.bundle.ID] = s
 		}
 	}
 	if err := p.sweepRoot(); err != nil {
@@ -142,13 +182,16 @@ func (p *Pool) find(ctx context.Context) (string, error) {
 	return strconv.Itoa(last + 1), nil
 }
 
-func (p *Pool) findIn(ctx context.Context, generation string) error {
+// findIn returns the shims in the directory of one earlier daemon: all, or none
+// with an error.
+func (p *Pool) findIn(ctx context.Context, generation string) ([]*shim, error) {
 	state := filepath.Join(p.State, generation)
 	dir := filepath.Join(state, p.Namespace)
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+		return nil, err
 	}
+	var found []*shim
 	ctx = namespaces.WithNamespace(ctx, p.Namespace)
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), ".") {
@@ -160,14 +203,15 @@ func (p *Pool) findIn(ctx context.Context, generation string) error {
 		}
 		bundle, err := v2.LoadBundle(ctx, state, e.Name())
 		if err != nil {
-			return err
+			return nil, err
 		}
-		p.shims[bundle.ID] = newShim(p, bundle)
+		found = append(found, newShim(p, bundle))
 	}
 	if len(entries) == 0 {
-		return removeEmpty(dir, state)
+		// They stay while there is something in them.
+		_ = removeEmpty(dir, state)
 	}
-	return nil
+	return found, nil
 }
 
 // sweepRoot removes the working directories of bundles that are not there: a
@@ -258,9 +302,23 @@ func (p *Pool) Get(ctx context.Context, id string) (crt.Task, error) {
 	}
 	t, err := p.own.Get(ctx, id)
 	if errdefs.IsNotFound(err) {
-		return p.Stock.Get(ctx, id)
+		t, err = p.Stock.Get(ctx, id)
 	}
-	return t, err
+	return t, p.unlessUnread(err)
+}
+
+// unlessUnread is the error, save for NotFound while the task may be in a
+// directory that could not be read yet.
+func (p *Pool) unlessUnread(err error) error {
+	if !errdefs.IsNotFound(err) {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.unread) > 0 {
+		return fmt.Errorf("the tasks of an earlier daemon cannot be read: %w", errdefs.ErrUnavailable)
+	}
+	return err
 }
 
 // Tasks implements PlatformRuntime. It waits for nobody: the tasks of shims
@@ -302,7 +360,8 @@ func (p *Pool) Delete(ctx context.Context, id string) (*crt.Exit, error) {
 	if s := p.adopt(ctx, id); s != nil {
 		return s.delete(ctx)
 	}
-	return p.Stock.Delete(ctx, id)
+	exit, err = p.Stock.Delete(ctx, id)
+	return exit, p.unlessUnread(err)
 }
 
 // adopt takes charge of a bundle whose task the runtime of new tasks has given

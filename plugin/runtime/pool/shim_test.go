@@ -1,0 +1,156 @@
+package pool
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	api "github.com/containerd/containerd/api/runtime/task/v3"
+	crt "github.com/containerd/containerd/v2/core/runtime"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/gantry-cri/gantry/plugin/lifecycle"
+)
+
+const testNamespace = "test"
+
+// emptyRuntime has no tasks.
+type emptyRuntime struct{ crt.PlatformRuntime }
+
+func (emptyRuntime) Get(context.Context, string) (crt.Task, error) { return nil, errdefs.ErrNotFound }
+
+func (emptyRuntime) Delete(context.Context, string) (*crt.Exit, error) {
+	return nil, errdefs.ErrNotFound
+}
+
+// openPool makes a pool over dir, in which an earlier daemon's bundles may be.
+func openPool(t *testing.T, dir string) (*Pool, context.Context) {
+	t.Helper()
+	ctx := namespaces.WithNamespace(t.Context(), testNamespace)
+	p, err := New(ctx, Options{
+		Namespace: testNamespace, Stock: emptyRuntime{}, Root: filepath.Join(dir, "root"), State: filepath.Join(dir, "state"),
+		New:        func(string, string) (crt.PlatformRuntime, error) { return emptyRuntime{}, nil },
+		Background: lifecycle.New(ctx),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p, ctx
+}
+
+// fakeShim is a shim whose answers a test decides.
+type fakeShim struct {
+	api.TTRPCTaskService
+	connect error
+	// shutdown is what is done when it is asked to end.
+	shutdown func() error
+}
+
+func (f *fakeShim) Connect(context.Context, *api.ConnectRequest) (*api.ConnectResponse, error) {
+	return &api.ConnectResponse{}, f.connect
+}
+
+func (f *fakeShim) Delete(context.Context, *api.DeleteRequest) (*api.DeleteResponse, error) {
+	return &api.DeleteResponse{}, nil
+}
+
+func (f *fakeShim) Shutdown(context.Context, *api.ShutdownRequest) (*emptypb.Empty, error) {
+	return &emptypb.Empty{}, f.shutdown()
+}
+
+// bundle makes what an earlier daemon has of a task, and returns the socket's
+// listener.
+func bundle(t *testing.T, dir, id, protocol string) net.Listener {
+	t.Helper()
+	path := filepath.Join(dir, "state", "1", testNamespace, id)
+	if err := os.MkdirAll(path, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, id+".sock")
+	l := listen(t, socket)
+	text, err := json.Marshal(map[string]any{"version": 3, "address": "unix://" + socket, "protocol": protocol})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(path, "bootstrap.json"), text, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// listen listens at path, in the place of who did so far.
+func listen(t *testing.T, path string) net.Listener {
+	t.Helper()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + ".new", Net: "unix"})
+	if err == nil {
+		l.SetUnlinkOnClose(false)
+		t.Cleanup(func() { l.Close() })
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func serveShim(t *testing.T, l net.Listener, f *fakeShim) *ttrpc.Server {
+	t.Helper()
+	s, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	api.RegisterTTRPCTaskService(s, f)
+	go func() { _ = s.Serve(context.Background(), l) }()
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not so: %s", what)
+		}
+	}
+}
+
+// While the bundles of an earlier daemon cannot be read, nobody knows that a task
+// is not there.
+func TestUnreadableGeneration(t *testing.T) {
+	dir := t.TempDir()
+	state := filepath.Join(dir, "state", "1")
+	if err := os.MkdirAll(state, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	broken := filepath.Join(state, testNamespace) // no directory
+	if err := os.WriteFile(broken, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, ctx := openPool(t, dir)
+	if _, err := p.Get(ctx, "task"); !errdefs.IsUnavailable(err) {
+		t.Errorf("get: %v, want unavailable", err)
+	}
+	if _, err := p.Delete(ctx, "task"); !errdefs.IsUnavailable(err) {
+		t.Errorf("delete: %v, want unavailable", err)
+	}
+	if err := os.Remove(broken); err != nil {
+		t.Fatal(err)
+	}
+	serveShim(t, bundle(t, dir, "task", "ttrpc"), &fakeShim{})
+	until(t, "the task is there", func() bool { _, err := p.Get(ctx, "task"); return err == nil })
+	if _, err := p.Get(ctx, "another"); !errdefs.IsNotFound(err) {
+		t.Errorf("get one that is not there: %v, want not found", err)
+	}
+}
