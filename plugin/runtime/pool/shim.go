@@ -99,6 +99,22 @@ func (s *shim) set(now standing) {
 	s.changed = make(chan struct{})
 }
 
+// stay takes a task back that was leaving, and reports whether it could: not when
+// the connection has closed, as then nobody keeps it any more.
+func (s *shim) stay(conn *connection) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-conn.closed:
+		return false
+	default:
+	}
+	s.now = standing{phase: serving, conn: conn}
+	close(s.changed)
+	s.changed = make(chan struct{})
+	return true
+}
+
 // serving returns the connection. Before the shim was asked for the first time
 // it waits, as that takes no time unless the shim is silent; so it does while a
 // dead one is cleaned up, after which there is no such task.

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
@@ -68,6 +69,24 @@ func (f *fakeShim) Delete(context.Context, *api.DeleteRequest) (*api.DeleteRespo
 
 func (f *fakeShim) Shutdown(context.Context, *api.ShutdownRequest) (*emptypb.Empty, error) {
 	return &emptypb.Empty{}, f.shutdown()
+}
+
+// overGRPC is the fake served over gRPC.
+type overGRPC struct {
+	api.UnimplementedTaskServer
+	*fakeShim
+}
+
+func (o overGRPC) Connect(ctx context.Context, r *api.ConnectRequest) (*api.ConnectResponse, error) {
+	return o.fakeShim.Connect(ctx, r)
+}
+
+func (o overGRPC) Delete(ctx context.Context, r *api.DeleteRequest) (*api.DeleteResponse, error) {
+	return o.fakeShim.Delete(ctx, r)
+}
+
+func (o overGRPC) Shutdown(ctx context.Context, r *api.ShutdownRequest) (*emptypb.Empty, error) {
+	return o.fakeShim.Shutdown(ctx, r)
 }
 
 // bundle makes what an earlier daemon has of a task, and returns the socket's
@@ -152,5 +171,23 @@ func TestUnreadableGeneration(t *testing.T) {
 	until(t, "the task is there", func() bool { _, err := p.Get(ctx, "task"); return err == nil })
 	if _, err := p.Get(ctx, "another"); !errdefs.IsNotFound(err) {
 		t.Errorf("get one that is not there: %v, want not found", err)
+	}
+}
+
+// A shim with gRPC that ends before it answers the request to end has done what
+// it was asked.
+func TestShutdownOverGRPC(t *testing.T) {
+	dir := t.TempDir()
+	l := bundle(t, dir, "task", "grpc")
+	s := grpc.NewServer()
+	f := &fakeShim{shutdown: func() error { go s.Stop(); select {} }}
+	api.RegisterTaskServer(s, overGRPC{fakeShim: f})
+	go func() { _ = s.Serve(l) }()
+	p, ctx := openPool(t, dir)
+	if _, err := p.Delete(ctx, "task"); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+	if _, err := p.Get(ctx, "task"); !errdefs.IsNotFound(err) {
+		t.Errorf("get after delete: %v, want not found", err)
 	}
 }

@@ -236,9 +236,8 @@ func (s *shim) delete(ctx context.Context) (*crt.Exit, error) {
 	s.set(standing{phase: serving, conn: conn, leaving: true})
 	asked, cancel := context.WithTimeout(ctx, shutdownLimit)
 	defer cancel()
-	if _, err := conn.api.Shutdown(asked, &api.ShutdownRequest{ID: id}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
-		s.set(standing{phase: serving, conn: conn})
-		return nil, fmt.Errorf("shut the shim down: %w", native(err))
+	if err := s.shutdown(asked, conn); err != nil && s.stay(conn) {
+		return nil, fmt.Errorf("shut the shim down: %w", err)
 	}
 	if err := conn.close(); err != nil {
 		log.G(ctx).WithError(err).WithField("task", id).Warn("close the connection to the shim")
@@ -251,6 +250,24 @@ func (s *shim) delete(ctx context.Context) (*crt.Exit, error) {
 	}
 	s.vanish(nil)
 	return exitOf(r), nil
+}
+
+// shutdown asks the shim to end. One that ends may close the connection before it
+// answers.
+func (s *shim) shutdown(ctx context.Context, conn *connection) error {
+	_, err := conn.api.Shutdown(ctx, &api.ShutdownRequest{ID: s.bundle.ID})
+	if err == nil || errors.Is(err, ttrpc.ErrClosed) {
+		return nil
+	}
+	err = native(err)
+	if errdefs.IsUnavailable(err) { // what a gRPC client says of it
+		select {
+		case <-conn.closed:
+			return nil
+		case <-ctx.Done():
+		}
+	}
+	return err
 }
 
 // stuck leaves a task whose bundle could not be removed to the clean-up after
