@@ -25,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 )
 
 // errNobodyListens is the one proof that a shim is dead: the kernel knows of no
@@ -84,10 +85,15 @@ func (s *shim) ask(ctx context.Context, c v2.TaskServiceClient) error {
 		return nil
 	}
 	known := native(err)
-	if errdefs.IsUnavailable(known) {
+	switch _, answer := status.FromError(err); {
+	case errdefs.IsUnavailable(known):
 		return fmt.Errorf("ask the shim: %w: %w", errBroke, known)
+	case errdefs.IsNotImplemented(known), errdefs.IsDeadlineExceeded(known), errdefs.IsCanceled(known), !answer:
+		return fmt.Errorf("ask the shim: %w", known)
 	}
-	return fmt.Errorf("ask the shim: %w", known)
+	// It may not know the task. Each call will hear that for itself.
+	log.G(ctx).WithError(known).Warn("the shim answers with an error")
+	return nil
 }
 
 // readBootstrap reads how the shim is reached. A bundle that does not say was

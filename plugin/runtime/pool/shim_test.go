@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
@@ -171,6 +173,23 @@ func TestUnreadableGeneration(t *testing.T) {
 	until(t, "the task is there", func() bool { _, err := p.Get(ctx, "task"); return err == nil })
 	if _, err := p.Get(ctx, "another"); !errdefs.IsNotFound(err) {
 		t.Errorf("get one that is not there: %v, want not found", err)
+	}
+}
+
+// A shim that answers is not silent, whatever it says.
+func TestConnectRefused(t *testing.T) {
+	dir := t.TempDir()
+	f := &fakeShim{connect: status.Error(codes.NotFound, "container not created"), shutdown: func() error { return nil }}
+	serveShim(t, bundle(t, dir, "task", "ttrpc"), f)
+	p, ctx := openPool(t, dir)
+	if _, err := p.Get(ctx, "task"); err != nil {
+		t.Errorf("get: %v", err)
+	}
+	if _, err := p.Delete(ctx, "task"); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+	if _, err := p.Get(ctx, "task"); !errdefs.IsNotFound(err) {
+		t.Errorf("get after delete: %v, want not found", err)
 	}
 }
 
