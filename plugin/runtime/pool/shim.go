@@ -204,6 +204,10 @@ func (s *shim) serve(ctx context.Context, conn *connection) bool {
 	case <-ctx.Done():
 		return true // the connection ends with the process
 	}
+	// The pipe of the shim's log is still open.
+	if err := conn.close(); err != nil {
+		log.G(ctx).WithError(err).Debug("close what is left of a connection to the shim")
+	}
 	if now := s.current(); now.leaving || now.phase == gone {
 		return true
 	}

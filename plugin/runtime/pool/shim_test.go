@@ -3,9 +3,11 @@ package pool
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -209,4 +211,43 @@ func TestShutdownOverGRPC(t *testing.T) {
 	if _, err := p.Get(ctx, "task"); !errdefs.IsNotFound(err) {
 		t.Errorf("get after delete: %v, want not found", err)
 	}
+}
+
+// A connection that closes gives everything back, the pipe of the log too.
+func TestReconnectLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	s := serveShim(t, bundle(t, dir, "task", "ttrpc"), &fakeShim{})
+	p, ctx := openPool(t, dir)
+	log := filepath.Join(dir, "state", "1", testNamespace, "task", "log")
+	if _, err := p.Get(ctx, "task"); err != nil {
+		t.Fatal(err)
+	}
+	before := pipes(t, log)
+	for range 5 {
+		// The next one listens before the last is gone: else that is dead.
+		next := listen(t, filepath.Join(dir, "task.sock"))
+		s.Close()
+		s = serveShim(t, next, &fakeShim{})
+		old := p.recovered("task").current().conn
+		until(t, "the shim serves again", func() bool {
+			now := p.recovered("task").current()
+			return now.phase == serving && now.conn != old
+		})
+	}
+	until(t, fmt.Sprintf("%d pipes of the log are open", before), func() bool { return pipes(t, log) == before })
+}
+
+// pipes counts the descriptors of this process that are open on path.
+func pipes(t *testing.T, path string) (n int) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && strings.HasSuffix(to, path) {
+			n++
+		}
+	}
+	return n
 }
