@@ -85,6 +85,7 @@ type services struct {
 	store      *store.Store
 	streams    streams
 	opsPath    string
+	disk       *store.Metadata
 	// checkNetworks asks for CNI CHECK of all pods after the start.
 	checkNetworks bool
 }
@@ -170,7 +171,8 @@ func newServices(ic *plugin.InitContext, cfg settings) (*services, error) {
 func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	var damaged []store.Damaged
 	var err error
-	if s.store, damaged, err = store.Open(ctx, store.NewMetadata(n.db, Namespace)); err != nil {
+	s.disk = store.NewMetadata(n.db, Namespace)
+	if s.store, damaged, err = store.Open(ctx, s.disk); err != nil {
 		return err
 	}
 	for _, d := range damaged {
@@ -378,7 +380,11 @@ func (s *services) Close() error {
 	if s.streaming != nil {
 		errs = append(errs, s.streaming.Close())
 	}
-	return errors.Join(append(errs, s.background.Stop(ctx))...)
+	errs = append(errs, s.background.Stop(ctx))
+	if s.disk != nil {
+		errs = append(errs, s.disk.Flush())
+	}
+	return errors.Join(errs...)
 }
 
 func policyOf(c config.Runtime) spec.Policy {

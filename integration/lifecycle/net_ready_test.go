@@ -142,7 +142,7 @@ func TestNET_05_GC(t *testing.T) {
 			return fmt.Errorf("%d addresses are given out", n)
 		}
 		calls := stubCalls(t, d, "") // of no pod
-		if got := commandsOf(calls); !strings.Contains(got, "GC") {
+		if got := commandsOf(calls); strings.Count(got, "GC") < 2 {
 			return fmt.Errorf("the plugin was called for %q", got)
 		}
 		return nil
@@ -150,10 +150,14 @@ func TestNET_05_GC(t *testing.T) {
 	if got := ipOf(t, d, kept); !exists(ipamFile(d, got)) {
 		t.Errorf("the address %s of a pod that is there is not given out any more", got)
 	}
+	var last stubCall // the first was before there were pods
 	for _, c := range stubCalls(t, d, "") {
-		if c.Command == "GC" && !strings.Contains(string(c.Conf), kept.id) {
-			t.Errorf("GC was told of other attachments: %s", c.Conf)
+		if c.Command == "GC" {
+			last = c
 		}
+	}
+	if !strings.Contains(string(last.Conf), kept.id) {
+		t.Errorf("GC was told of other attachments: %s", last.Conf)
 	}
 }
 

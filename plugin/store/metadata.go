@@ -93,6 +93,15 @@ func (m *Metadata) WriteSoon(ctx context.Context, c Change) {
 	m.commits.later(func(tx *bolt.Tx) error { return write(boltutil.WithTransaction(ctx, tx)) }, failed)
 }
 
+// Flush makes durable what WriteSoon has left for later: for the end of the
+// daemon.
+func (m *Metadata) Flush() error {
+	if err := m.commits.do(func(*bolt.Tx) error { return nil }); err != nil {
+		return fmt.Errorf("write what could wait: %w", err)
+	}
+	return nil
+}
+
 // prepare does what needs no transaction, so that none is held for it.
 func (m *Metadata) prepare(c Change) (func(context.Context) error, error) {
 	switch {
