@@ -70,6 +70,9 @@ type Cgroups interface {
 	Procs(path string) ([]int, error)
 	// Kill ends them all and returns when none is left, with their number.
 	Kill(ctx context.Context, path string) (int, error)
+	// Set writes a file of the control group where it has it, on whichever
+	// hierarchy.
+	Set(path, file, value string) error
 	// Remove takes the empty control group away.
 	Remove(path string) error
 }
