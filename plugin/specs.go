@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/podfiles"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/rootfs"
+	"github.com/gantry-cri/gantry/plugin/selinux"
 	"github.com/gantry-cri/gantry/plugin/spec"
 	"github.com/gantry-cri/gantry/plugin/store"
 )
@@ -53,16 +54,36 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts()); err != nil {
 		return container.Spec{}, err
 	}
+	if in.Labels, err = selinux.Container(req.Sandbox.Labels, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions()); err != nil {
+		return container.Spec{}, err
+	}
 	if err := g.devices(&in); err != nil {
 		return container.Spec{}, err
 	}
-	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), g.policy); err != nil {
+	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), in.Handler, g.policy); err != nil {
 		return container.Spec{}, err
 	}
-	if in.User, err = lookupUser(ctx, req.Rootfs, cfg, req.Image.Config.User); err != nil {
+	if err := lookInside(ctx, req.Rootfs, &in); err != nil {
 		return container.Spec{}, err
 	}
-	return finish(in, cfg)
+	out, err := finish(in, cfg)
+	if err != nil {
+		return container.Spec{}, err
+	}
+	// Last, as it changes what is the user's.
+	return out, selinux.Relabel(in.Labels.Mount, relabelled(cfg.GetMounts(), in.Mounts))
+}
+
+// relabelled are the volumes that are to have the container's label: those for
+// which it is asked, by their own paths on the host, and no file of the pod
+// that happens to be mounted in the same place.
+func relabelled(asked []*cri.Mount, resolved []facts.Mount) (paths []string) {
+	for i, m := range asked {
+		if m.GetSelinuxRelabel() {
+			paths = append(paths, resolved[i].Source)
+		}
+	}
+	return paths
 }
 
 // finish makes the specification and what the record says of it.
@@ -71,7 +92,10 @@ func finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (container.Spec, e
 	if err != nil {
 		return container.Spec{}, err
 	}
-	signal, err := spec.StopSignal(cfg, in.ImageConfig)
+	if err := host.NeedAppArmor(s.Process.ApparmorProfile, spec.AppArmorProfile); err != nil {
+		return container.Spec{}, err
+	}
+	signal, err := spec.ContainerSignal(in)
 	if err != nil {
 		return container.Spec{}, err
 	}
@@ -90,18 +114,21 @@ func userOf(s *specs.Spec) *cri.ContainerUser {
 	return &cri.ContainerUser{Linux: u}
 }
 
-func lookupUser(ctx context.Context, layers []mount.Mount, cfg *cri.ContainerConfig, imageUser string) (u facts.User, err error) {
-	req := rootfs.RequestOf(cfg.GetLinux().GetSecurityContext(), imageUser)
-	err = withMounted(ctx, layers, func(dir string) error {
+// lookInside fills in what only the root filesystem tells.
+func lookInside(ctx context.Context, layers []mount.Mount, in *spec.ContainerInput) error {
+	req := rootfs.RequestOf(in.Config.GetLinux().GetSecurityContext(), in.ImageConfig.User)
+	return withMounted(ctx, layers, func(dir string) error {
 		root, err := rootfs.Open(dir)
 		if err != nil {
 			return err
 		}
 		defer root.Close()
-		u, err = rootfs.LookupUser(root, req)
+		if program, ok := spec.MayBeSystemd(in.Config, in.ImageConfig); ok {
+			in.Systemd = spec.IsSystemd(rootfs.Program(root, program))
+		}
+		in.User, err = rootfs.LookupUser(root, req)
 		return err
 	})
-	return u, err
 }
 
 // handler is the configured handler as package spec needs it.
@@ -114,7 +141,7 @@ func (g *generator) handler(ctx context.Context, r record.Handler) (spec.Handler
 		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
 		PrivilegedWithoutHostDevices:                  h.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: h.PrivilegedWithoutHostDevicesAllDevicesAllowed,
-		BaseSpec: h.BaseSpec, CgroupWritable: h.CgroupWritable, RecursiveReadOnly: h.Features.RecursiveReadOnlyMounts,
+		BaseSpec: h.BaseSpec, SeccompProfile: h.SeccompProfile, CgroupWritable: h.CgroupWritable, RecursiveReadOnly: h.Features.RecursiveReadOnlyMounts,
 		OCIVersion: h.Features.OCIVersionMax, SystemdCgroup: h.SystemdCgroup,
 	}, nil
 }
@@ -157,18 +184,19 @@ func (g *generator) devices(in *spec.ContainerInput) (err error) {
 	return err
 }
 
-// profileOf reads the seccomp profile that sc names, if it names a file.
-func profileOf(sc spec.SecurityContext, p spec.Policy) ([]byte, error) {
-	profile, err := spec.Seccomp(sc, p)
-	if err != nil || profile.Type != cri.SecurityProfile_Localhost {
+// profileOf reads the file of the seccomp profile that sc is to have, if it is
+// in one.
+func profileOf(sc spec.SecurityContext, h spec.Handler, p spec.Policy) ([]byte, error) {
+	profile, err := spec.Seccomp(sc, h, p)
+	if err != nil || profile.Ref == "" {
 		return nil, err
 	}
 	return host.ReadProfile(profile.Ref)
 }
 
-// Resources implements container.Specs.
-func (g *generator) Resources(s *specs.Spec, update *cri.LinuxContainerResources) (*specs.LinuxResources, error) {
-	return spec.Resources(update, s.Linux.Resources, g.host.Cgroup, g.policy)
+// Update implements container.Specs.
+func (g *generator) Update(s *specs.Spec, update *cri.LinuxContainerResources) (*specs.Spec, error) {
+	return spec.Update(s, update, g.host, g.policy)
 }
 
 // Pause makes the specification of a sandbox's pause process.
@@ -181,11 +209,16 @@ func (g *generator) Pause(sb record.Sandbox, netns string, args []string) (*spec
 	if err != nil {
 		return nil, err
 	}
-	profile, err := profileOf(sb.Config.GetLinux().GetSecurityContext(), g.policy)
+	profile, err := profileOf(sb.Config.GetLinux().GetSecurityContext(), h, g.policy)
 	if err != nil {
 		return nil, err
 	}
-	return spec.Pause(spec.PauseInput{
+	s, err := spec.Pause(spec.PauseInput{
 		ID: sb.ID, Config: sb.Config, Args: args, Handler: h, Policy: g.policy, Host: g.host, NetNS: netns, Files: files, SeccompProfile: profile,
+		Labels: sb.Labels,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return s, host.NeedAppArmor(s.Process.ApparmorProfile, spec.AppArmorProfile)
 }

@@ -74,9 +74,9 @@ type Snapshots interface {
 // Specs makes OCI specifications.
 type Specs interface {
 	Container(ctx context.Context, req SpecRequest) (Spec, error)
-	// Resources merges an update into the specification's resources; a zero
-	// field leaves the old value.
-	Resources(spec *specs.Spec, update *cri.LinuxContainerResources) (*specs.LinuxResources, error)
+	// Update returns the specification with an update in it; a zero field
+	// leaves the old value. It does not change spec.
+	Update(spec *specs.Spec, update *cri.LinuxContainerResources) (*specs.Spec, error)
 }
 
 // SpecRequest is all a specification depends on besides the node.
@@ -140,7 +140,9 @@ type Task interface {
 	Process
 	Pid(context.Context) (uint32, error)
 	State(context.Context) (TaskState, error)
-	Update(ctx context.Context, r *specs.LinuxResources) error
+	// Change makes the running container what after says where before says
+	// otherwise.
+	Change(ctx context.Context, before, after *specs.Spec) error
 	Exec(ctx context.Context, execID string, p *specs.Process, io Endpoints) (Exec, error)
 }
 
@@ -176,6 +178,8 @@ type Cgroups interface {
 	// OOMKilled reports whether the kernel killed a process of the container
 	// for want of memory. The cgroup must still exist.
 	OOMKilled(c record.Container) (bool, error)
+	// WorkingSet is the memory in use that the kernel could not just drop.
+	WorkingSet(c record.Container) (bytes uint64, known bool, err error)
 }
 
 // Service is the life of all containers.

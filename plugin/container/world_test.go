@@ -207,12 +207,17 @@ func (x generator) Container(_ context.Context, req container.SpecRequest) (cont
 	return container.Spec{JSON: b, StopSignal: "SIGTERM"}, err
 }
 
-func (generator) Resources(s *specs.Spec, u *cri.LinuxContainerResources) (*specs.LinuxResources, error) {
+func (generator) Update(s *specs.Spec, u *cri.LinuxContainerResources) (*specs.Spec, error) {
 	if u.GetCpuQuota() < 0 {
 		return nil, fmt.Errorf("linux.cpu_quota: %w", errdefs.ErrInvalidArgument)
 	}
-	quota := u.GetCpuQuota()
-	return &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}}, nil
+	out, linux := *s, *s.Linux
+	r := &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: new(u.GetCpuQuota())}}
+	if limit := u.GetMemoryLimitInBytes(); limit != 0 {
+		r.Memory = &specs.LinuxMemory{Limit: &limit}
+	}
+	out.Linux, linux.Resources = &linux, r
+	return &out, nil
 }
 
 // tasks puts the fake runtime, through the real package runtime, behind the
@@ -269,8 +274,8 @@ func (t task) State(ctx context.Context) (container.TaskState, error) {
 	return container.TaskState{Status: container.TaskStatus(s.Status), Pid: s.Pid, Exit: s.Exit}, err
 }
 
-func (t task) Update(ctx context.Context, r *specs.LinuxResources) error {
-	return t.d.w.effect(t.d.life, fmt.Sprintf("set quota %d", quotaOf(r)), func() error { return t.Task.Update(ctx, r, nil) })
+func (t task) Change(ctx context.Context, before, after *specs.Spec) error {
+	return t.d.w.effect(t.d.life, fmt.Sprintf("set quota %d", quotaOf(after.Linux.Resources)), func() error { return t.Task.Change(ctx, before, after) })
 }
 
 func quotaOf(r *specs.LinuxResources) int64 {
@@ -301,6 +306,11 @@ func (x cgroups) OOMKilled(c record.Container) (bool, error) {
 	defer x.d.w.mu.Unlock()
 	return x.d.w.oom[c.ID], nil
 }
+
+// used is the memory that every container uses.
+const used = 1000
+
+func (x cgroups) WorkingSet(record.Container) (uint64, bool, error) { return used, true, nil }
 
 // streams: there or not, and how often drained.
 type streams struct{ d *daemon }

@@ -67,14 +67,18 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 	if err != nil {
 		return sb, err
 	}
-	sb = record.Sandbox{ID: record.NewID(), Config: req.Config, Handler: h, Phase: record.Creating, CreatedAt: time.Now()}
+	linux := req.Config.GetLinux()
+	sb = record.Sandbox{
+		ID: record.NewID(), Config: req.Config, Handler: h, Phase: record.Creating, CreatedAt: time.Now(),
+		Overhead: linux.GetOverhead(), Resources: linux.GetResources(),
+	}
 	operation.From(ctx).SetID(sb.ID)
 	if !sb.HostNetwork() {
 		// With the intent: what a start makes depends on it, and so does what
 		// a recovery has to look for.
 		sb.Network.NetNS = s.Network.NSPath(sb.ID)
 	}
-	if err := s.Store.Create(ctx, sb); err != nil {
+	if err := s.record(ctx, &sb); err != nil {
 		return sb, err
 	}
 	u := &undo.Stack{}
@@ -103,6 +107,16 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 	}
 	s.watch(ready, exit)
 	return ready, nil
+}
+
+// record gives the sandbox its labels, which no other pod has on record, and
+// commits the intent.
+func (s *Service) record(ctx context.Context, sb *record.Sandbox) (err error) {
+	defer s.Labels.Settled(sb.ID)
+	if sb.Labels, err = s.Labels.Allocate(*sb); err != nil {
+		return err
+	}
+	return s.Store.Create(ctx, *sb)
 }
 
 // connectAndStart attaches the network and starts the instance side by side:

@@ -118,7 +118,7 @@ func (w *world) start() *daemon {
 	}
 	d.store = s
 	d.Service = sandbox.New(sandbox.Deps{
-		Store: s.Sandboxes, Handlers: handlers{}, Files: files{d}, Network: connector{d}, Instances: instances{d},
+		Store: s.Sandboxes, Handlers: handlers{}, Labels: labels{}, Files: files{d}, Network: connector{d}, Instances: instances{d},
 		Containers: containers{d}, Ops: d.ops, Background: d.bg,
 	})
 	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
@@ -143,6 +143,13 @@ func (handlers) Lookup(name string) (record.Handler, error) {
 	}
 	return record.Handler{}, fmt.Errorf("runtime handler %q: %w", name, errdefs.ErrNotFound)
 }
+
+// labels are those of a machine without SELinux.
+type labels struct{}
+
+func (labels) Allocate(record.Sandbox) (record.Labels, error) { return record.Labels{}, nil }
+
+func (labels) Settled(string) {}
 
 type files struct{ d *daemon }
 

@@ -88,6 +88,9 @@ func defaultMounts(in *ContainerInput, base []specs.Mount) []specs.Mount {
 	if in.privileged() {
 		list = sysWritable(list)
 	}
+	if in.Systemd {
+		list = append(list, systemdMounts()...)
+	}
 	return append(list, cgroupMount(in))
 }
 
@@ -111,7 +114,10 @@ func writable(options []string) []string {
 // reset the options of all mounts of it: repeat them.
 func cgroupMount(in *ContainerInput) specs.Mount {
 	mode := "ro"
-	if in.privileged() || in.Handler.CgroupWritable {
+	// On version 2 with a namespace of its own, where the limits at the top are
+	// not the container's to write, systemd makes its groups.
+	delegated := in.Systemd && in.Host.Cgroup.V2() && hasCgroupNamespace(in)
+	if in.privileged() || in.Handler.CgroupWritable || delegated {
 		mode = "rw"
 	}
 	options := []string{"nosuid", "noexec", "nodev", "relatime", mode}
