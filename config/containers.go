@@ -21,6 +21,8 @@ type Containers struct {
 	Ulimits []Ulimit
 	// SeccompProfile is an absolute path, "" for the built-in profile.
 	SeccompProfile string
+	// PasswdEntries adds users to an image's databases that they do not know.
+	PasswdEntries bool
 	// PidsLimit and MinMemory, in bytes, are 0 for no limit.
 	PidsLimit, MinMemory int64
 }
@@ -42,6 +44,7 @@ func (w *walker) containers(v values) Containers {
 	out := Containers{
 		Env:            v.list("default_env"),
 		SeccompProfile: v.str("seccomp_profile"),
+		PasswdEntries:  v.bool("passwd_entries"),
 		PidsLimit:      int64(v.int("pids_limit")),
 		MinMemory:      int64(v.int("container_min_memory")),
 	}

@@ -31,7 +31,7 @@ containerd.runtimes.runc.seccomp_profile = "/etc/r.json"
 			{"RLIMIT_CORE", 0, 0}, {"RLIMIT_MEMLOCK", math.MaxUint64, math.MaxUint64},
 			{"RLIMIT_NPROC", 5, math.MaxUint64}, {"RLIMIT_NOFILE", 7, 7},
 		},
-		SeccompProfile: "/etc/s.json", PidsLimit: 100, MinMemory: 12 << 20,
+		SeccompProfile: "/etc/s.json", PasswdEntries: true, PidsLimit: 100, MinMemory: 12 << 20,
 	})
 	equal(t, p.runtime.Handlers["runc"].SeccompProfile, "/etc/r.json")
 	p, err = parseText(t, rt+"default_capabilities = []")

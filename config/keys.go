@@ -268,6 +268,8 @@ var ownKeys = []Key{
 		Doc: "gantry's own. Resource limits of every container's processes, as \"nofile=1024:4096\" (soft and hard), \"nofile=4096\" (both) or \"memlock=unlimited\". The handler's base_runtime_spec goes first."},
 	{Plugin: RuntimePlugin, Path: "seccomp_profile", Default: "", own: true,
 		Doc: "gantry's own. File with the seccomp profile, JSON, that stands for the built-in one where a pod asks for the runtime's default. It is read for every container, so that a change counts for the next one."},
+	{Plugin: RuntimePlugin, Path: "passwd_entries", Default: true, own: true,
+		Doc: "gantry's own. Give a container whose user or group is a number that its image does not know an /etc/passwd and /etc/group with an entry for it, named as the number, so that tools find a name."},
 	{Plugin: RuntimePlugin, Path: "pids_limit", Default: int64(0), own: true,
 		Doc: "gantry's own. Processes and threads that one container may have. 0 means no limit but the pod's. The handler's base_runtime_spec goes first."},
 	{Plugin: RuntimePlugin, Path: "container_min_memory", Default: int64(0), own: true,

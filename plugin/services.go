@@ -242,7 +242,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		return err
 	}
 	s.networks = nets.Networks
-	gen := &generator{handlers: s.handlers, containers: s.store.Containers, files: files, host: n.facts, policy: policyOf(cfg.runtime)}
+	gen := &generator{handlers: s.handlers, containers: s.store.Containers, files: files, host: n.facts, policy: policyOf(cfg.runtime), entries: cfg.runtime.Containers.PasswdEntries}
 	hierarchies, err := runtime.NewHierarchies()
 	if err != nil {
 		return err
@@ -254,7 +254,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	s.containers = container.New(container.Deps{
 		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
-		Specs: gen, Tasks: tasks{rt}, Streams: newStreams(n.stateDir, cfg.runtime), Cgroups: measure,
+		Specs: gen, Files: files, Tasks: tasks{rt}, Streams: newStreams(n.stateDir, cfg.runtime), Cgroups: measure,
 		Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{

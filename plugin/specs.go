@@ -31,6 +31,8 @@ type generator struct {
 	files      *podfiles.Files
 	host       facts.Host
 	policy     spec.Policy
+	// entries adds to an image's databases users that they do not know.
+	entries bool
 }
 
 // Container implements container.Specs.
@@ -63,7 +65,11 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), in.Handler, g.policy); err != nil {
 		return container.Spec{}, err
 	}
-	if err := lookInside(ctx, req.Rootfs, &in); err != nil {
+	missing, err := g.lookInside(ctx, req.Rootfs, &in)
+	if err != nil {
+		return container.Spec{}, err
+	}
+	if err := g.write(req.Container, missing, &in); err != nil {
 		return container.Spec{}, err
 	}
 	out, err := finish(in, cfg)
@@ -114,10 +120,11 @@ func userOf(s *specs.Spec) *cri.ContainerUser {
 	return &cri.ContainerUser{Linux: u}
 }
 
-// lookInside fills in what only the root filesystem tells.
-func lookInside(ctx context.Context, layers []mount.Mount, in *spec.ContainerInput) error {
+// lookInside fills in what only the root filesystem tells, and returns what it
+// lacks.
+func (g *generator) lookInside(ctx context.Context, layers []mount.Mount, in *spec.ContainerInput) (missing rootfs.Databases, err error) {
 	req := rootfs.RequestOf(in.Config.GetLinux().GetSecurityContext(), in.ImageConfig.User)
-	return withMounted(ctx, layers, func(dir string) error {
+	err = withMounted(ctx, layers, func(dir string) error {
 		root, err := rootfs.Open(dir)
 		if err != nil {
 			return err
@@ -126,9 +133,30 @@ func lookInside(ctx context.Context, layers []mount.Mount, in *spec.ContainerInp
 		if program, ok := spec.MayBeSystemd(in.Config, in.ImageConfig); ok {
 			in.Systemd = spec.IsSystemd(rootfs.Program(root, program))
 		}
-		in.User, err = rootfs.LookupUser(root, req)
+		if in.User, err = rootfs.LookupUser(root, req); err != nil || !g.entries {
+			return err
+		}
+		missing, err = rootfs.WithEntries(root, in.User)
 		return err
 	})
+	return missing, err
+}
+
+// write makes the files that the container has instead of the image's.
+func (g *generator) write(c record.Container, d rootfs.Databases, in *spec.ContainerInput) (err error) {
+	for _, f := range []struct {
+		name    string
+		content []byte
+		path    *string
+	}{{"passwd", d.Passwd, &in.Files.Passwd}, {"group", d.Group, &in.Files.Group}} {
+		if f.content == nil {
+			continue
+		}
+		if *f.path, err = g.files.WriteContainer(c, f.name, f.content, in.Labels.Mount); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // handler is the configured handler as package spec needs it.

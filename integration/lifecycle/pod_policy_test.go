@@ -280,3 +280,41 @@ func TestCTR_19_SeccompKill(t *testing.T) {
 		}
 	}
 }
+
+// TestCTR_26_PasswdEntries: a user that the image does not know has a name, in
+// files of the container's own, which go with it; a known one has the image's.
+func TestCTR_26_PasswdEntries(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	as := func(name string, user, group int64) string {
+		c := b.sleeper(name)
+		c.Linux.SecurityContext.RunAsUser, c.Linux.SecurityContext.RunAsGroup = &cri.Int64Value{Value: user}, &cri.Int64Value{Value: group}
+		return b.run(c)
+	}
+	files := func() int {
+		list, err := filepath.Glob(filepath.Join(b.State, daemon.CRIPlugin, "sandboxes", b.pod, "containers", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	stranger := as("stranger", 4242, 77)
+	if got := sh(b.Daemon, stranger, "whoami; id -gn; grep -c alice /etc/passwd; echo ~"); got != "4242\n77\n1\n/" {
+		t.Errorf("a stranger is %q", got)
+	}
+	other := as("other", 4243, 77)
+	if got := sh(b.Daemon, other, "whoami; grep -c 4242 /etc/passwd"); got != "4243\n0" {
+		t.Errorf("another stranger is %q", got)
+	}
+	known := as("known", images.AliceUID, images.AliceUID)
+	if got := sh(b.Daemon, known, "whoami; grep -c passwd /proc/mounts; true"); got != images.Alice+"\n0" {
+		t.Errorf("a known user is %q", got)
+	}
+	if n := files(); n != 2 {
+		t.Errorf("%d containers have files", n)
+	}
+	b.remove(stranger)
+	if n := files(); n != 1 {
+		t.Errorf("after a removal %d containers have files", n)
+	}
+}

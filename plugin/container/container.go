@@ -71,7 +71,13 @@ type Snapshots interface {
 	Mounts(ctx context.Context, snapshotter, key string) ([]mount.Mount, error)
 }
 
-// Specs makes OCI specifications.
+// Files are those that a specification has mounted into a container.
+type Files interface {
+	// RemoveContainer takes them away; none is fine.
+	RemoveContainer(context.Context, record.Container) error
+}
+
+// Specs makes OCI specifications. It makes Files on the way.
 type Specs interface {
 	Container(ctx context.Context, req SpecRequest) (Spec, error)
 	// Update returns the specification with an update in it; a zero field
@@ -200,6 +206,7 @@ type Deps struct {
 	Images    Images
 	Snapshots Snapshots
 	Specs     Specs
+	Files     Files
 	Tasks     Tasks
 	Streams   Streams
 	Cgroups   Cgroups

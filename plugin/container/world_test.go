@@ -43,6 +43,7 @@ type world struct {
 	mu     sync.Mutex
 	layers map[string]bool
 	fifos  map[string]bool
+	files  map[string]bool
 	oom    map[string]bool
 	logged map[string]int // drains by container
 	names  []string
@@ -52,7 +53,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, disk: storetest.NewMemory(), runtime: runtimetest.New(), pod: storetest.Sandbox("p", 0),
-		layers: map[string]bool{}, fifos: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}}
+		layers: map[string]bool{}, fifos: map[string]bool{}, files: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}}
 	w.pod.Phase, w.pod.Instance.Address = record.Ready, ""
 	if err := w.disk.Write(context.Background(), store.Change{PutSandbox: &w.pod, Create: true}); err != nil {
 		t.Fatal(err)
@@ -101,6 +102,9 @@ func (w *world) left() []string {
 	for id := range w.layers {
 		out = append(out, "layer "+id)
 	}
+	for id := range w.files {
+		out = append(out, "files "+id)
+	}
 	for id := range w.fifos {
 		out = append(out, "streams "+id)
 	}
@@ -134,7 +138,7 @@ func (w *world) start() *daemon {
 	d.store = s
 	d.Service = container.New(container.Deps{
 		Store: s.Containers, Sandboxes: s.Sandboxes, Images: images{}, Snapshots: snapshots{d}, Specs: generator{d},
-		Tasks: tasks{d, runtime.New(w.runtime, w.runtime)}, Streams: streams{d}, Cgroups: cgroups{d}, Ops: d.ops, Background: d.bg,
+		Tasks: tasks{d, runtime.New(w.runtime, w.runtime)}, Streams: streams{d}, Files: files{d}, Cgroups: cgroups{d}, Ops: d.ops, Background: d.bg,
 	})
 	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
 	return d
@@ -197,6 +201,7 @@ type generator struct{ d *daemon }
 func (x generator) Container(_ context.Context, req container.SpecRequest) (container.Spec, error) {
 	var b []byte
 	err := x.d.w.effect(x.d.life, "generate specification", func() (err error) {
+		x.d.w.set(x.d.w.files, req.Container.ID, true)
 		b, err = json.Marshal(specs.Spec{
 			Process:     &specs.Process{Args: req.Container.Config.GetCommand()},
 			Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": req.Sandbox.ID},
@@ -311,6 +316,13 @@ func (x cgroups) OOMKilled(c record.Container) (bool, error) {
 const used = 1000
 
 func (x cgroups) WorkingSet(record.Container) (uint64, bool, error) { return used, true, nil }
+
+// files come with the specification.
+type files struct{ d *daemon }
+
+func (x files) RemoveContainer(_ context.Context, c record.Container) error {
+	return x.d.w.effect(x.d.life, "remove files", func() error { x.d.w.set(x.d.w.files, c.ID, false); return nil })
+}
 
 // streams: there or not, and how often drained.
 type streams struct{ d *daemon }

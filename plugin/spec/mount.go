@@ -141,6 +141,8 @@ func podFiles(in *ContainerInput) (list []specs.Mount) {
 		{in.Files.Hosts, "/etc/hosts", []string{mode}},
 		{in.Files.Hostname, "/etc/hostname", []string{mode}},
 		{in.Files.ResolvConf, "/etc/resolv.conf", []string{mode}},
+		{in.Files.Passwd, "/etc/passwd", []string{mode}},
+		{in.Files.Group, "/etc/group", []string{mode}},
 		// Said again, as a bind mount with options loses those of its source.
 		{in.Files.Shm, shmDir, []string{"nosuid", "noexec", "nodev", "rw"}},
 	} {

@@ -116,6 +116,8 @@ func ProcNamespace(pid uint32, kind string) string {
 // mounts nothing.
 type Files struct {
 	Hosts, Hostname, ResolvConf string
+	// Passwd and Group are one container's own.
+	Passwd, Group string
 	// Shm is the directory that becomes /dev/shm: the pod's tmpfs, or the
 	// host's /dev/shm with host IPC.
 	Shm string
