@@ -303,7 +303,7 @@ func TestCTR_26_PasswdEntries(t *testing.T) {
 		t.Errorf("a stranger is %q", got)
 	}
 	other := as("other", 4243, 77)
-	if got := sh(b.Daemon, other, "whoami; grep -c 4242 /etc/passwd"); got != "4243\n0" {
+	if got := sh(b.Daemon, other, "whoami; grep -c 4242 /etc/passwd; true"); got != "4243\n0" {
 		t.Errorf("another stranger is %q", got)
 	}
 	known := as("known", images.AliceUID, images.AliceUID)
