@@ -41,7 +41,7 @@ cni = { max_conf_num = -2 }
 `,
 		"conf.d/20.toml": `version = 3
 [plugins."io.containerd.cri.v1.runtime"]
-enable_selinux = true
+stats_collect_period = "5s"
 `,
 	})
 	r, err := Check(path)
@@ -56,7 +56,7 @@ enable_selinux = true
 		path + ":9: " + inImages + "snapshotter",
 	})
 	equal(t, places(r.Warnings), []string{
-		at("conf.d/20.toml") + ":3: " + inRuntime + "enable_selinux",
+		at("conf.d/20.toml") + ":3: " + inRuntime + "stats_collect_period",
 		path + ":3: plugin_dir",
 		path + ":4: no_such_section",
 	})

@@ -96,7 +96,7 @@ const (
 var keys = slices.Concat(imagesKeys,
 	credentialKeys("registry.configs", ".*.auth", deprecation.CRIRegistryConfigs),
 	credentialKeys("registry.auths", ".*", deprecation.CRIRegistryAuths),
-	runtimeKeys, handlerKeys, optionKeys, serverKeys)
+	runtimeKeys, ownKeys, handlerKeys, optionKeys, serverKeys)
 
 var imagesKeys = []Key{
 	{Plugin: ImagesPlugin, Path: "snapshotter", Default: defaults.DefaultSnapshotter,
@@ -165,11 +165,9 @@ func credentialKeys(group, below string, id deprecation.Warning) []Key {
 }
 
 var runtimeKeys = []Key{
-	{Plugin: RuntimePlugin, Path: "enable_selinux", Default: false, State: Accepted,
-		Note: "containers get no SELinux label",
-		Doc:  "Give each pod an SELinux label of its own."},
-	{Plugin: RuntimePlugin, Path: "selinux_category_range", Default: int64(1024), State: Accepted,
-		Note: "containers get no SELinux label", same: []any{int64(0)},
+	{Plugin: RuntimePlugin, Path: "enable_selinux", Default: false,
+		Doc: "Give each pod an SELinux label of its own, where the kernel has SELinux and a policy for containers."},
+	{Plugin: RuntimePlugin, Path: "selinux_category_range", Default: int64(1024), same: []any{int64(0)},
 		Doc: "Upper bound of the categories in SELinux labels. 0 means 1024."},
 	{Plugin: RuntimePlugin, Path: "max_container_log_line_size", Default: int64(16 * 1024),
 		Doc: "Longer lines are split in the container log, in bytes. 0 or less means no limit."},
@@ -266,6 +264,31 @@ var runtimeKeys = []Key{
 		Note: "becomes the handler \"untrusted\"; use runtimes.untrusted"},
 }
 
+// defaultCapabilities are what an ordinary container gets, in kernel order.
+var defaultCapabilities = []string{
+	"CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+	"NET_BIND_SERVICE", "NET_RAW", "SYS_CHROOT", "MKNOD", "AUDIT_WRITE", "SETFCAP",
+}
+
+// ownKeys are ours alone: what containers get on this node unless something
+// nearer to them says otherwise.
+var ownKeys = []Key{
+	{Plugin: RuntimePlugin, Path: "default_capabilities", Default: defaultCapabilities, own: true,
+		Doc: "gantry's own. Capabilities of a container, to which a pod adds and from which it drops. A handler's base_runtime_spec goes first."},
+	{Plugin: RuntimePlugin, Path: "default_env", Default: []string{}, own: true,
+		Doc: "gantry's own. Environment of every container, as \"NAME=value\". The handler's base_runtime_spec, the image and the pod go first."},
+	{Plugin: RuntimePlugin, Path: "default_ulimits", Default: []string{}, own: true,
+		Doc: "gantry's own. Resource limits of every container's processes, as \"nofile=1024:4096\" (soft and hard), \"nofile=4096\" (both) or \"memlock=unlimited\". The handler's base_runtime_spec goes first."},
+	{Plugin: RuntimePlugin, Path: "seccomp_profile", Default: "", own: true,
+		Doc: "gantry's own. File with the seccomp profile, JSON, that stands for the built-in one where a pod asks for the runtime's default. It is read for every container, so that a change counts for the next one."},
+	{Plugin: RuntimePlugin, Path: "passwd_entries", Default: true, own: true,
+		Doc: "gantry's own. Give a container whose user or group is a number that its image does not know an /etc/passwd and /etc/group with an entry for it, named as the number, so that tools find a name."},
+	{Plugin: RuntimePlugin, Path: "pids_limit", Default: int64(0), own: true,
+		Doc: "gantry's own. Processes and threads that one container may have. 0 means no limit but the pod's. The handler's base_runtime_spec goes first."},
+	{Plugin: RuntimePlugin, Path: "container_min_memory", Default: int64(0), own: true,
+		Doc: "gantry's own. A container whose memory limit is lower, in bytes, is refused: the runtime itself would not fit, and be killed half-way. 0 refuses none."},
+}
+
 var handlerKeys = []Key{
 	{Plugin: RuntimePlugin, Path: handlers + "runtime_type", Default: "",
 		Doc: "Runtime in containerd's naming: \"io.containerd.runc.v2\" runs containerd-shim-runc-v2."},
@@ -281,8 +304,12 @@ var handlerKeys = []Key{
 		Doc: "Still let such containers use any device they make. Needs privileged_without_host_devices."},
 	{Plugin: RuntimePlugin, Path: handlers + "cgroup_writable", Default: false,
 		Doc: "Mount /sys/fs/cgroup writable in containers that are not privileged. Needs cgroup v2."},
+	{Plugin: RuntimePlugin, Path: handlers + "selinux_kvm", Default: false, own: true,
+		Doc: "gantry's own. This handler's pods are virtual machines: give their processes the SELinux label of those. containerd goes by the name of the runtime."},
 	{Plugin: RuntimePlugin, Path: handlers + "base_runtime_spec", Default: "",
 		Doc: "File with an OCI runtime specification, JSON, that every container's starts from."},
+	{Plugin: RuntimePlugin, Path: handlers + "seccomp_profile", Default: "", own: true,
+		Doc: "gantry's own. As seccomp_profile above, for this handler's containers."},
 	{Plugin: RuntimePlugin, Path: handlers + "cni_conf_dir", Default: "",
 		Doc: "Directory with the CNI network configurations of this handler's pods, in place of cni.conf_dir."},
 	{Plugin: RuntimePlugin, Path: handlers + "cni_max_conf_num", Default: int64(0),

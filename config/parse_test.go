@@ -88,6 +88,16 @@ func TestRefused(t *testing.T) {
 		"bad seccomp":    {rt + "unset_seccomp_profile = 'mine.json'", inRuntime + "unset_seccomp_profile", "none of"},
 		"local seccomp":  {rt + "unset_seccomp_profile = 'localhost/mine.json'", inRuntime + "unset_seccomp_profile", "absolute"},
 
+		"bad capability":     {rt + "default_capabilities = ['CAP_NONE']", inRuntime + "default_capabilities", "no capability"},
+		"bad environment":    {rt + "default_env = ['=x']", inRuntime + "default_env", "NAME=value"},
+		"bad limit":          {rt + "default_ulimits = ['files=1']", inRuntime + "default_ulimits", "nofile"},
+		"bad limit's number": {rt + "default_ulimits = ['nofile=1:x']", inRuntime + "default_ulimits", "neither a number"},
+		"soft above hard":    {rt + "default_ulimits = ['nofile=2:1']", inRuntime + "default_ulimits", "above"},
+		"relative profile":   {rt + "seccomp_profile = 's.json'", inRuntime + "seccomp_profile", "absolute"},
+		"handler's profile":  {rt + "containerd.runtimes.runc.seccomp_profile = 's.json'", inRuntime + "containerd.runtimes.runc.seccomp_profile", "absolute"},
+		"negative processes": {rt + "pids_limit = -1", inRuntime + "pids_limit", "negative"},
+		"negative memory":    {rt + "container_min_memory = -1", inRuntime + "container_min_memory", "negative"},
+
 		"port":         {server + "stream_server_port = '65536'", "plugins.'io.containerd.grpc.v1.cri'.stream_server_port", "not a port"},
 		"cert alone":   {server + "enable_tls_streaming = true\nx509_key_pair_streaming.tls_cert_file = '/c'", "plugins.'io.containerd.grpc.v1.cri'.x509_key_pair_streaming.tls_key_file", "needed with"},
 		"key alone":    {server + "enable_tls_streaming = true\nx509_key_pair_streaming.tls_key_file = '/c'", "plugins.'io.containerd.grpc.v1.cri'.x509_key_pair_streaming.tls_cert_file", "needed with"},

@@ -52,6 +52,10 @@ type Runtime struct {
 	// "0s" gives.
 	DrainExecSyncIOTimeout time.Duration
 
+	// Containers is what every container gets, unless something nearer to it
+	// says otherwise.
+	Containers Containers
+
 	IgnoreDeprecationWarnings []string
 	StatsCollectPeriod        time.Duration
 	StatsRetentionPeriod      time.Duration
@@ -74,6 +78,8 @@ type Handler struct {
 	Snapshotter string
 	// BaseRuntimeSpec is an absolute path or "".
 	BaseRuntimeSpec string
+	// SeccompProfile is an absolute path, "" for that of Containers.
+	SeccompProfile string
 
 	PodAnnotations       []string
 	ContainerAnnotations []string
@@ -85,6 +91,7 @@ type Handler struct {
 	PrivilegedWithoutHostDevices                  bool
 	PrivilegedWithoutHostDevicesAllDevicesAllowed bool
 	CgroupWritable                                bool
+	SELinuxKVM                                    bool
 	DisablePauseImagePull                         bool
 	IOType                                        IOType
 }
@@ -139,6 +146,7 @@ func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
 	out := runtimeFlags(v)
 	out.CNI = w.cni(v.table("cni"))
 	out.DefaultSysctls = w.sysctls(v.list("default_sysctls"))
+	out.Containers = w.containers(v)
 	out.DefaultHandler = v.str("containerd.default_runtime_name")
 	out.Handlers = map[string]Handler{}
 	runtimes := v.table("containerd.runtimes")
@@ -265,6 +273,7 @@ func (w *walker) handler(name string, v values) Handler {
 		Sandboxer:                    v.str("sandboxer"),
 		Snapshotter:                  v.str("snapshotter"),
 		BaseRuntimeSpec:              v.str("base_runtime_spec"),
+		SeccompProfile:               v.str("seccomp_profile"),
 		PodAnnotations:               v.list("pod_annotations"),
 		ContainerAnnotations:         v.list("container_annotations"),
 		CNIConfDir:                   v.str("cni_conf_dir"),
@@ -272,6 +281,7 @@ func (w *walker) handler(name string, v values) Handler {
 		PrivilegedWithoutHostDevices: v.bool("privileged_without_host_devices"),
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: v.bool("privileged_without_host_devices_all_devices_allowed"),
 		CgroupWritable:        v.bool("cgroup_writable"),
+		SELinuxKVM:            v.bool("selinux_kvm"),
 		DisablePauseImagePull: v.bool("disable_pause_image_pull"),
 		IOType:                IOType(v.str("io_type")),
 	}
@@ -304,6 +314,7 @@ func (w *walker) checkHandler(h Handler) {
 	}
 	w.absolute(h.RuntimePath, at("runtime_path")...)
 	w.absolute(h.BaseRuntimeSpec, at("base_runtime_spec")...)
+	w.absolute(h.SeccompProfile, at("seccomp_profile")...)
 	w.absolute(h.CNIConfDir, at("cni_conf_dir")...)
 	w.notNegative(h.CNIMaxConfNum, at("cni_max_conf_num")...)
 	w.patterns(h.PodAnnotations, at("pod_annotations"))

@@ -142,8 +142,7 @@ func TestSamples(t *testing.T) {
 			},
 		},
 		{
-			file:     "k3s-v3.toml",
-			warnings: []string{inRuntime + "enable_selinux"},
+			file: "k3s-v3.toml",
 			check: func(t *testing.T, p parsed) {
 				equal(t, p.runtime.EnableSELinux, true)
 				equal(t, p.runtime.Handlers["nvidia"].Options["BinaryName"], any("/usr/bin/nvidia-container-runtime"))

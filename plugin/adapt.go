@@ -2,12 +2,13 @@ package plugin
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/container"
@@ -17,6 +18,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/network"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/runtime"
+	"github.com/gantry-cri/gantry/plugin/selinux"
 	"github.com/gantry-cri/gantry/plugin/spec"
 )
 
@@ -53,6 +55,17 @@ func (n networks) Describe() map[string]string {
 	return map[string]string{"confDir": n.cfg.ConfDir, "netnsDir": n.cfg.NetNSDir}
 }
 
+// labels is sandbox.Labels.
+type labels struct {
+	*selinux.Labels
+	handlers *handler.Handlers
+}
+
+func (l labels) Allocate(sb record.Sandbox) (record.Labels, error) {
+	h, _ := l.handlers.Get(sb.Handler.Name) // a run has just found it
+	return l.Labels.Allocate(sb.ID, sb.Config.GetLinux().GetSecurityContext().GetSelinuxOptions(), h.SELinuxKVM)
+}
+
 // imageSource is container.Images.
 type imageSource struct{ *image.Service }
 
@@ -72,9 +85,13 @@ func (t tasks) Create(ctx context.Context, req container.TaskRequest) (container
 	if err != nil {
 		return nil, err
 	}
+	rootfs, err := labelled(req.Rootfs, req.Container.Spec)
+	if err != nil {
+		return nil, err
+	}
 	created, err := t.Tasks.Create(ctx, runtime.CreateRequest{
 		ID: req.Container.ID, SandboxID: req.Sandbox.ID, Handler: h, Spec: req.Container.Spec,
-		Rootfs: req.Rootfs, IO: runtime.IO(req.IO),
+		Rootfs: rootfs, IO: runtime.IO(req.IO),
 		Address: req.Sandbox.Instance.Address, Version: req.Sandbox.Instance.Version,
 	})
 	if err != nil {
@@ -92,6 +109,27 @@ func withIOOwner(req container.TaskRequest) (record.Handler, error) {
 	u := req.Container.User.GetLinux()
 	uid, gid := req.Sandbox.HostID(uint32(u.GetUid()), uint32(u.GetGid()))
 	return handler.WithIOOwner(req.Container.Handler, uid, gid)
+}
+
+// labelled are the mounts of a root filesystem with the label that the
+// specification has for files.
+func labelled(rootfs []mount.Mount, specification []byte) ([]mount.Mount, error) {
+	var s struct {
+		Linux struct {
+			MountLabel string `json:"mountLabel"`
+		} `json:"linux"`
+	}
+	if err := json.Unmarshal(specification, &s); err != nil {
+		return nil, fmt.Errorf("read specification: %w (%w)", err, errdefs.ErrInternal)
+	}
+	if s.Linux.MountLabel == "" {
+		return rootfs, nil
+	}
+	out := slices.Clone(rootfs)
+	for i, m := range out {
+		out[i].Options = append(slices.Clone(m.Options), selinux.MountOption(s.Linux.MountLabel))
+	}
+	return out, nil
 }
 
 func (t tasks) Get(ctx context.Context, id string) (container.Task, error) {
@@ -130,10 +168,6 @@ func (t task) State(ctx context.Context) (container.TaskState, error) {
 		state.StartedAt = host.ProcessStart(s.Pid)
 	}
 	return state, err
-}
-
-func (t task) Update(ctx context.Context, r *specs.LinuxResources) error {
-	return t.Task.Update(ctx, r, nil)
 }
 
 func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Exec, error) {

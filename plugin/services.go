@@ -22,7 +22,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/config"
@@ -41,6 +43,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/runtime"
 	gsandbox "github.com/gantry-cri/gantry/plugin/sandbox"
 	"github.com/gantry-cri/gantry/plugin/sandboxer"
+	"github.com/gantry-cri/gantry/plugin/selinux"
 	"github.com/gantry-cri/gantry/plugin/snapshot"
 	"github.com/gantry-cri/gantry/plugin/spec"
 	"github.com/gantry-cri/gantry/plugin/stats"
@@ -103,14 +106,8 @@ type node struct {
 
 func newNode(ic *plugin.InitContext) (n node, err error) {
 	n = node{ic: ic, stateDir: ic.Properties[plugins.PropertyStateDir], rootDir: ic.Properties[plugins.PropertyRootDir]}
-	for _, dir := range []string{n.stateDir, n.rootDir} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return n, fmt.Errorf("create directory: %w", err)
-		}
-		// Nobody but root lists it; a pod in a user namespace goes through.
-		if err := os.Chmod(dir, 0o711); err != nil {
-			return n, fmt.Errorf("set mode of directory: %w", err)
-		}
+	if err := ownDirs(n.rootDir, n.stateDir); err != nil {
+		return n, err
 	}
 	if n.facts, err = host.Probe(); err != nil {
 		return n, err
@@ -129,6 +126,70 @@ func newNode(ic *plugin.InitContext) (n node, err error) {
 	}
 	n.tasks = tasks.(crt.PlatformRuntime)
 	return n, nil
+}
+
+// passable is the mode of a directory that nobody but root lists, and that a
+// pod in a user namespace goes through; private is for root alone.
+const (
+	passable = 0o711
+	private  = 0o700
+)
+
+// ownDirs makes our directories and takes from others what an earlier release,
+// or a umask, has left to them (CVE-2024-25621).
+func ownDirs(root, state string) error {
+	for _, dir := range []string{root, state} {
+		if err := os.MkdirAll(dir, passable); err != nil {
+			return fmt.Errorf("create directory: %w", err)
+		}
+	}
+	for _, d := range []struct {
+		dir   string
+		modes []uint32 // of the directory and of those below it
+	}{
+		{root, []uint32{passable, private, private}},
+		{state, []uint32{passable, passable}},
+		{filepath.Join(state, "sandboxes"), []uint32{passable, passable}},
+		{filepath.Join(state, "io"), []uint32{passable, private}},
+	} {
+		if err := setModes(d.dir, d.modes); err != nil {
+			return fmt.Errorf("set mode of directory: %w", err)
+		}
+	}
+	return nil
+}
+
+// setModes gives a directory, if there is one, and those below it their modes.
+// Links are not followed: others may have been able to write here.
+func setModes(dir string, modes []uint32) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	defer f.Close()
+	if err := unix.Fchmod(fd, modes[0]); err != nil {
+		return &os.PathError{Op: "chmod", Path: dir, Err: err}
+	}
+	if len(modes) == 1 {
+		return nil
+	}
+	entries, err := f.ReadDir(-1)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		if err := setModes(filepath.Join(dir, e.Name()), modes[1:]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // snapshotRoot is the directory a snapshotter keeps its data in.
@@ -202,13 +263,17 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	measure := stats.New(n.facts, snaps, cfg.images.StatsCollectPeriod)
 	files, err := podfiles.New(filepath.Join(n.stateDir, "sandboxes"), podfiles.Text{
 		Hostname:   func(c *criapi.PodSandboxConfig) string { return spec.Hostname(c, n.facts) },
-		ResolvConf: spec.ResolvConf,
+		ResolvConf: spec.ResolvConf, Label: selinux.SetFiles,
 	})
 	if err != nil {
 		return err
 	}
 	if err := spec.CheckDefaultSysctls(cfg.runtime.DefaultSysctls); err != nil {
 		return fmt.Errorf("configure default_sysctls: %w", err)
+	}
+	labels, err := newLabels(ctx, cfg.runtime, s.handlers, s.store)
+	if err != nil {
+		return err
 	}
 	nets, err := newNetworks(n, s.handlers, cfg.runtime)
 	if err != nil {
@@ -225,6 +290,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	gen := &generator{
 		handlers: s.handlers, containers: s.store.Containers, files: files, userns: s.userns, host: n.facts, policy: policyOf(cfg.runtime),
+		entries: cfg.runtime.Containers.PasswdEntries,
 	}
 	hierarchies, err := runtime.NewHierarchies()
 	if err != nil {
@@ -240,11 +306,11 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	s.streams = newStreams(n.stateDir, cfg.runtime, keeper.New(filepath.Join(n.rootDir, keeper.Program), filepath.Join(n.stateDir, keeper.Socket)))
 	s.containers = container.New(container.Deps{
 		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
-		Volumes: volumes, Specs: gen, Tasks: tasks{rt}, Streams: s.streams, Cgroups: measure,
+		Volumes: volumes, Specs: gen, Files: files, Tasks: tasks{rt}, Streams: s.streams, Cgroups: measure,
 		Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
-		Store: s.store.Sandboxes, Handlers: s.handlers, Files: files, UserNS: s.userns, Network: nets, Instances: inst,
+		Store: s.store.Sandboxes, Handlers: s.handlers, Labels: labels, Files: files, UserNS: s.userns, Network: nets, Instances: inst,
 		Shims: shims{rt}, Containers: s.containers, Ops: s.ops, Background: s.background,
 	})
 	if s.streaming, err = newStreaming(cfg.server, s.containers, s.sandboxes, s.ops); err != nil {
@@ -255,9 +321,11 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		Handlers: s.handlers, Validate: validate{}, Stats: measure, Version: semver(version.Version),
 		Warnings: shownWarnings(cfg), Info: func() map[string]any { return map[string]any{"config": cfg.runtime} },
 	})
-	if !cfg.runtime.DisableAppArmor {
-		if err := host.LoadAppArmor(n.facts, spec.AppArmorProfile); err != nil {
-			return err
+	if n.facts.AppArmor && !cfg.runtime.DisableAppArmor {
+		// Once at the start, so that a change of ours counts; a host that
+		// cannot do it is told of with the first pod that needs it.
+		if err := host.LoadAppArmor(spec.AppArmorProfile); err != nil {
+			log.G(ctx).WithError(err).Warn("the default AppArmor profile is not loaded")
 		}
 	}
 	metrics := rpc.NewMetrics(s.ops)
@@ -392,10 +460,40 @@ func policyOf(c config.Runtime) spec.Policy {
 		DisableProcMount: c.DisableProcMount, UnsetSeccompProfile: c.UnsetSeccompProfile, RestrictOOMScoreAdj: c.RestrictOOMScoreAdj,
 		TolerateMissingHugetlb: c.TolerateMissingHugetlbController, DisableHugetlb: c.DisableHugetlbController,
 		UnprivilegedPorts: c.EnableUnprivilegedPorts, UnprivilegedICMP: c.EnableUnprivilegedICMP,
-		DefaultSysctls:  c.DefaultSysctls,
-		DisableAppArmor: c.DisableAppArmor, EnableSELinux: c.EnableSELinux, DeviceOwnership: c.DeviceOwnershipFromSecurityContext,
+		DefaultSysctls:     c.DefaultSysctls,
 		IgnoreImageVolumes: c.IgnoreImageDefinedVolumes,
+		DisableAppArmor:    c.DisableAppArmor, DeviceOwnership: c.DeviceOwnershipFromSecurityContext,
+		SeccompProfile: c.Containers.SeccompProfile, Defaults: defaultsOf(c.Containers),
 	}
+}
+
+func defaultsOf(c config.Containers) spec.Defaults {
+	d := spec.Defaults{Capabilities: c.Capabilities, Env: c.Env, PidsLimit: c.PidsLimit, MinMemory: c.MinMemory}
+	for _, l := range c.Ulimits {
+		d.Rlimits = append(d.Rlimits, specs.POSIXRlimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard})
+	}
+	return d
+}
+
+// newLabels reads the machine's SELinux policy if it is to be used.
+func newLabels(ctx context.Context, c config.Runtime, handlers *handler.Handlers, st *store.Store) (labels, error) {
+	var policy selinux.Policy
+	if c.EnableSELinux {
+		var err error
+		if policy, err = selinux.ReadPolicy(); err != nil {
+			return labels{}, err
+		}
+		if policy.Process == "" {
+			log.G(ctx).Warn("enable_selinux is set, and SELinux is off or has no policy for containers: they get no label")
+		}
+	}
+	recorded := func() (list []record.Labels) {
+		for _, sb := range st.Sandboxes.List() {
+			list = append(list, sb.Labels)
+		}
+		return list
+	}
+	return labels{selinux.New(policy, c.SELinuxCategoryRange, recorded), handlers}, nil
 }
 
 func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks, error) {
@@ -409,6 +507,9 @@ func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks
 	}
 	if c.NetNSMountsUnderStateDir {
 		cfg.NetNSDir = filepath.Join(n.stateDir, "netns")
+		if err := os.MkdirAll(cfg.NetNSDir, passable); err != nil {
+			return networks{}, fmt.Errorf("create directory: %w", err)
+		}
 	}
 	nets, err := network.New(cfg)
 	return networks{Networks: nets, handlers: handlers, cfg: cfg}, err

@@ -18,6 +18,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/podfiles"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/rootfs"
+	"github.com/gantry-cri/gantry/plugin/selinux"
 	"github.com/gantry-cri/gantry/plugin/spec"
 	"github.com/gantry-cri/gantry/plugin/store"
 	"github.com/gantry-cri/gantry/plugin/userns"
@@ -33,6 +34,8 @@ type generator struct {
 	userns     *userns.Namespaces
 	host       facts.Host
 	policy     spec.Policy
+	// entries adds to an image's databases users that they do not know.
+	entries bool
 }
 
 // Container implements container.Specs.
@@ -57,16 +60,40 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts(), req.Volumes.Images); err != nil {
 		return container.Spec{}, err
 	}
+	if in.Labels, err = selinux.Container(req.Sandbox.Labels, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions()); err != nil {
+		return container.Spec{}, err
+	}
 	if err := g.devices(&in); err != nil {
 		return container.Spec{}, err
 	}
-	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), g.policy); err != nil {
+	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), in.Handler, g.policy); err != nil {
 		return container.Spec{}, err
 	}
-	if in.User, err = lookupUser(ctx, req.Rootfs, cfg, req.Image.Config.User); err != nil {
+	missing, err := g.lookInside(ctx, req.Rootfs, &in)
+	if err != nil {
 		return container.Spec{}, err
 	}
-	return finish(in, cfg)
+	if err := g.write(req.Container, missing, &in); err != nil {
+		return container.Spec{}, err
+	}
+	out, err := finish(in, cfg)
+	if err != nil {
+		return container.Spec{}, err
+	}
+	// Last, as it changes what is the user's.
+	return out, selinux.Relabel(in.Labels.Mount, relabelled(cfg.GetMounts(), in.Mounts))
+}
+
+// relabelled are the volumes that are to have the container's label: those for
+// which it is asked, by their own paths on the host, and no file of the pod
+// that happens to be mounted in the same place.
+func relabelled(asked []*cri.Mount, resolved []facts.Mount) (paths []string) {
+	for i, m := range asked {
+		if m.GetSelinuxRelabel() {
+			paths = append(paths, resolved[i].Source)
+		}
+	}
+	return paths
 }
 
 // finish makes the specification and what the record says of it.
@@ -75,7 +102,10 @@ func finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (container.Spec, e
 	if err != nil {
 		return container.Spec{}, err
 	}
-	signal, err := spec.StopSignal(cfg, in.ImageConfig)
+	if err := host.NeedAppArmor(s.Process.ApparmorProfile, spec.AppArmorProfile); err != nil {
+		return container.Spec{}, err
+	}
+	signal, err := spec.ContainerSignal(in)
 	if err != nil {
 		return container.Spec{}, err
 	}
@@ -94,18 +124,43 @@ func userOf(s *specs.Spec) *cri.ContainerUser {
 	return &cri.ContainerUser{Linux: u}
 }
 
-func lookupUser(ctx context.Context, layers []mount.Mount, cfg *cri.ContainerConfig, imageUser string) (u facts.User, err error) {
-	req := rootfs.RequestOf(cfg.GetLinux().GetSecurityContext(), imageUser)
+// lookInside fills in what only the root filesystem tells, and returns what it
+// lacks.
+func (g *generator) lookInside(ctx context.Context, layers []mount.Mount, in *spec.ContainerInput) (missing rootfs.Databases, err error) {
+	req := rootfs.RequestOf(in.Config.GetLinux().GetSecurityContext(), in.ImageConfig.User)
 	err = withMounted(ctx, layers, func(dir string) error {
 		root, err := rootfs.Open(dir)
 		if err != nil {
 			return err
 		}
 		defer root.Close()
-		u, err = rootfs.LookupUser(root, req)
+		if program, ok := spec.MayBeSystemd(in.Config, in.ImageConfig); ok {
+			in.Systemd = spec.IsSystemd(rootfs.Program(root, program))
+		}
+		if in.User, err = rootfs.LookupUser(root, req); err != nil || !g.entries {
+			return err
+		}
+		missing, err = rootfs.WithEntries(root, in.User)
 		return err
 	})
-	return u, err
+	return missing, err
+}
+
+// write makes the files that the container has instead of the image's.
+func (g *generator) write(c record.Container, d rootfs.Databases, in *spec.ContainerInput) (err error) {
+	for _, f := range []struct {
+		name    string
+		content []byte
+		path    *string
+	}{{"passwd", d.Passwd, &in.Files.Passwd}, {"group", d.Group, &in.Files.Group}} {
+		if f.content == nil {
+			continue
+		}
+		if *f.path, err = g.files.WriteContainer(c, f.name, f.content, in.Labels.Mount); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // handler is the configured handler as package spec needs it.
@@ -119,7 +174,7 @@ func (g *generator) handler(ctx context.Context, r record.Handler) (spec.Handler
 		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
 		PrivilegedWithoutHostDevices:                  h.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: h.PrivilegedWithoutHostDevicesAllDevicesAllowed,
-		BaseSpec: h.BaseSpec, CgroupWritable: h.CgroupWritable, RecursiveReadOnly: h.Features.RecursiveReadOnlyMounts,
+		BaseSpec: h.BaseSpec, SeccompProfile: h.SeccompProfile, CgroupWritable: h.CgroupWritable, RecursiveReadOnly: h.Features.RecursiveReadOnlyMounts,
 		OCIVersion: h.Features.OCIVersionMax, SystemdCgroup: h.SystemdCgroup,
 	}, nil
 }
@@ -170,18 +225,19 @@ func (g *generator) devices(in *spec.ContainerInput) (err error) {
 	return err
 }
 
-// profileOf reads the seccomp profile that sc names, if it names a file.
-func profileOf(sc spec.SecurityContext, p spec.Policy) ([]byte, error) {
-	profile, err := spec.Seccomp(sc, p)
-	if err != nil || profile.Type != cri.SecurityProfile_Localhost {
+// profileOf reads the file of the seccomp profile that sc is to have, if it is
+// in one.
+func profileOf(sc spec.SecurityContext, h spec.Handler, p spec.Policy) ([]byte, error) {
+	profile, err := spec.Seccomp(sc, h, p)
+	if err != nil || profile.Ref == "" {
 		return nil, err
 	}
 	return host.ReadProfile(profile.Ref)
 }
 
-// Resources implements container.Specs.
-func (g *generator) Resources(s *specs.Spec, update *cri.LinuxContainerResources) (*specs.LinuxResources, error) {
-	return spec.Resources(update, s.Linux.Resources, g.host.Cgroup, g.policy)
+// Update implements container.Specs.
+func (g *generator) Update(s *specs.Spec, update *cri.LinuxContainerResources) (*specs.Spec, error) {
+	return spec.Update(s, update, g.host, g.policy)
 }
 
 // Volumes implements container.Specs.
@@ -199,12 +255,16 @@ func (g *generator) Pause(sb record.Sandbox, netns string, args []string) (*spec
 	if err != nil {
 		return nil, err
 	}
-	profile, err := profileOf(sb.Config.GetLinux().GetSecurityContext(), g.policy)
+	profile, err := profileOf(sb.Config.GetLinux().GetSecurityContext(), h, g.policy)
 	if err != nil {
 		return nil, err
 	}
-	return spec.Pause(spec.PauseInput{
+	s, err := spec.Pause(spec.PauseInput{
 		ID: sb.ID, Config: sb.Config, Args: args, Handler: h, Policy: g.policy, Host: g.host,
-		NetNS: netns, UserNS: g.userNS(sb), Files: files, SeccompProfile: profile,
+		NetNS: netns, UserNS: g.userNS(sb), Files: files, SeccompProfile: profile, Labels: sb.Labels,
 	})
+	if err != nil {
+		return nil, err
+	}
+	return s, host.NeedAppArmor(s.Process.ApparmorProfile, spec.AppArmorProfile)
 }

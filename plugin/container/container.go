@@ -73,15 +73,21 @@ type Snapshots interface {
 	Mounts(ctx context.Context, snapshotter, key string) ([]mount.Mount, error)
 }
 
-// Specs makes OCI specifications.
+// Files are those that a specification has mounted into a container.
+type Files interface {
+	// RemoveContainer takes them away; none is fine.
+	RemoveContainer(context.Context, record.Container) error
+}
+
+// Specs makes OCI specifications. It makes Files on the way.
 type Specs interface {
 	Container(ctx context.Context, req SpecRequest) (Spec, error)
 	// Volumes are the paths at which the container gets directories of its
 	// own, because its image declares volumes there.
 	Volumes(c *cri.ContainerConfig, image imagespec.ImageConfig) ([]string, error)
-	// Resources merges an update into the specification's resources; a zero
-	// field leaves the old value.
-	Resources(spec *specs.Spec, update *cri.LinuxContainerResources) (*specs.LinuxResources, error)
+	// Update returns the specification with an update in it; a zero field
+	// leaves the old value. It does not change spec.
+	Update(spec *specs.Spec, update *cri.LinuxContainerResources) (*specs.Spec, error)
 }
 
 // SpecRequest is all a specification depends on besides the node.
@@ -148,7 +154,9 @@ type Task interface {
 	Kill(ctx context.Context, signal syscall.Signal, all bool) error
 	Pid(context.Context) (uint32, error)
 	State(context.Context) (TaskState, error)
-	Update(ctx context.Context, r *specs.LinuxResources) error
+	// Change makes the running container what after says where before says
+	// otherwise.
+	Change(ctx context.Context, before, after *specs.Spec) error
 	Exec(ctx context.Context, req ExecRequest) (Exec, error)
 }
 
@@ -196,6 +204,8 @@ type Cgroups interface {
 	// OOMKilled reports whether the kernel killed a process of the container
 	// for want of memory. The cgroup must still exist.
 	OOMKilled(c record.Container) (bool, error)
+	// WorkingSet is the memory in use that the kernel could not just drop.
+	WorkingSet(c record.Container) (bytes uint64, known bool, err error)
 }
 
 // Service is the life of all containers.
@@ -217,6 +227,7 @@ type Deps struct {
 	Snapshots Snapshots
 	Volumes   Volumes
 	Specs     Specs
+	Files     Files
 	Tasks     Tasks
 	Streams   Streams
 	Cgroups   Cgroups

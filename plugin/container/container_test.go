@@ -111,6 +111,7 @@ func TestExits(t *testing.T) {
 		{"zero", 0, false, record.ReasonCompleted},
 		{"one", 1, false, record.ReasonError},
 		{"killed", 137, false, record.ReasonError},
+		{"SIGSYS without a filter", 159, false, record.ReasonError},
 		{"out of memory", 137, true, record.ReasonOOMKilled},
 		{"survived a child's OOM", 0, true, record.ReasonCompleted},
 	} {
@@ -293,6 +294,20 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 	w.strike = nil
 	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: -5}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("bad value: %v", err)
+	}
+	w.mu.Lock()
+	effects := len(w.names)
+	w.mu.Unlock()
+	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 300, MemoryLimitInBytes: used - 1}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "memory_limit_in_bytes") {
+		t.Errorf("less memory than is in use: %v", err)
+	}
+	w.mu.Lock()
+	if len(w.names) != effects {
+		t.Errorf("a refused update did %q", w.names[effects:])
+	}
+	w.mu.Unlock()
+	if err := d.Update(ctx, id, &cri.LinuxContainerResources{MemoryLimitInBytes: used}); err != nil {
+		t.Errorf("as much memory as is in use: %v", err)
 	}
 	if err := d.Remove(ctx, id); err != nil {
 		t.Error(err)

@@ -113,6 +113,7 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 		return c, err
 	}
 	operation.Stage(ctx, "generate specification")
+	s.push(u, releaseFiles, c)
 	spec, err := s.Specs.Container(ctx, SpecRequest{Container: c, Sandbox: sb, Image: img, Rootfs: rootfs, Volumes: volumes})
 	if err != nil {
 		return c, fmt.Errorf("generate specification: %w", err)

@@ -2,10 +2,14 @@ package container
 
 import (
 	"context"
+	"encoding/json"
+	"slices"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -124,6 +128,20 @@ func (s *Service) reasonOf(ctx context.Context, c record.Container, exit record.
 		return record.ReasonOOMKilled
 	case exit.Code == 0:
 		return record.ReasonCompleted
+	case exit.Code == 128+uint32(syscall.SIGSYS) && filterKills(c.Spec):
+		return record.ReasonSeccompKilled
 	}
 	return record.ReasonError
+}
+
+// filterKills reports whether a specification has a seccomp filter that ends
+// processes with SIGSYS.
+func filterKills(spec []byte) bool {
+	var s specs.Spec
+	if json.Unmarshal(spec, &s) != nil || s.Linux == nil || s.Linux.Seccomp == nil {
+		return false
+	}
+	kills := []specs.LinuxSeccompAction{specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap}
+	return slices.Contains(kills, s.Linux.Seccomp.DefaultAction) ||
+		slices.ContainsFunc(s.Linux.Seccomp.Syscalls, func(r specs.LinuxSyscall) bool { return slices.Contains(kills, r.Action) })
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/undo"
 )
 
 // recoverAtOnce bounds how many containers are brought back side by side; each
@@ -118,15 +119,16 @@ func (s *Service) settleEnd(ctx context.Context, c record.Container, l *live, e 
 
 // discard releases a creation that was cut off.
 func (s *Service) discard(ctx context.Context, c record.Container) error {
-	for _, r := range []func() error{
-		func() error { return s.Tasks.Release(ctx, c) },
-		func() error { return s.Streams.Remove(ctx, c.ID) },
-		func() error { return s.Volumes.Remove(ctx, c.ID) },
-		func() error { return s.Store.Delete(ctx, c.ID) },
-	} {
-		if err := r(); err != nil {
-			return fmt.Errorf("release a creation that was cut off: %w", err)
-		}
+	u := &undo.Stack{}
+	for _, r := range resources {
+		s.push(u, r, c)
+	}
+	err := u.Unwind(ctx)
+	if err == nil {
+		err = s.Store.Delete(ctx, c.ID)
+	}
+	if err != nil {
+		return fmt.Errorf("release a creation that was cut off: %w", err)
 	}
 	return nil
 }

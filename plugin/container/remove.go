@@ -14,17 +14,19 @@ import (
 // it, in the order in which they are acquired.
 const (
 	releaseVolumes = "volumes"
+	releaseFiles   = "files"
 	releaseStreams = "streams"
 	releaseTask    = "task"
 )
 
-var resources = []string{releaseVolumes, releaseStreams, releaseTask}
+var resources = []string{releaseVolumes, releaseFiles, releaseStreams, releaseTask}
 
 // push puts the release of a resource on the stack. There is one release for
 // each, whoever needs it.
 func (s *Service) push(u *undo.Stack, resource string, c record.Container) {
 	release := map[string]func(context.Context) error{
 		releaseVolumes: func(ctx context.Context) error { return s.Volumes.Remove(ctx, c.ID) },
+		releaseFiles:   func(ctx context.Context) error { return s.Files.RemoveContainer(ctx, c) },
 		releaseStreams: func(ctx context.Context) error { return s.removeStreams(ctx, c.ID) },
 		releaseTask:    func(ctx context.Context) error { return s.Tasks.Release(ctx, c) },
 	}[resource]

@@ -37,18 +37,19 @@ func (s *Service) Update(ctx context.Context, id string, update *cri.LinuxContai
 	if err := json.Unmarshal(c.Spec, &spec); err != nil || spec.Linux == nil {
 		return fmt.Errorf("container %s has no readable specification: %w", c.ID, errdefs.ErrInternal)
 	}
-	before := spec.Linux.Resources
-	after, err := s.Specs.Resources(&spec, update)
+	after, err := s.Specs.Update(&spec, update)
 	if err != nil {
 		return fmt.Errorf("check resources: %w", err)
 	}
-	spec.Linux.Resources = after
-	b, err := json.Marshal(&spec)
+	b, err := json.Marshal(after)
 	if err != nil {
 		return fmt.Errorf("encode specification: %w", err)
 	}
+	if err := s.fits(c, &spec, after); err != nil {
+		return err
+	}
 	operation.Stage(ctx, "update the running container")
-	undo, err := s.apply(ctx, c, before, after)
+	undo, err := s.apply(ctx, c, &spec, after)
 	if err != nil {
 		return err
 	}
@@ -63,9 +64,33 @@ func (s *Service) Update(ctx context.Context, id string, update *cri.LinuxContai
 	return nil
 }
 
-// apply sets resources of the container if it runs, and returns what sets them
-// back.
-func (s *Service) apply(ctx context.Context, c record.Container, before, after *specs.LinuxResources) (undo func(context.Context) error, err error) {
+// fits refuses a memory limit that the container is above already: the kernel
+// would kill it, or say no without a reason.
+func (s *Service) fits(c record.Container, before, after *specs.Spec) error {
+	was, now := memoryLimit(before), memoryLimit(after)
+	if c.Phase != record.ContainerRunning || now <= 0 || was > 0 && now >= was {
+		return nil
+	}
+	used, known, err := s.Cgroups.WorkingSet(c)
+	if err != nil {
+		return fmt.Errorf("read the memory in use: %w", err)
+	}
+	if known && used > uint64(now) {
+		return fmt.Errorf("linux.memory_limit_in_bytes: %d is less than the %d bytes that container %s uses: %w", now, used, c.ID, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// memoryLimit is the limit of a specification, 0 or less for none.
+func memoryLimit(s *specs.Spec) int64 {
+	if r := s.Linux.Resources; r != nil && r.Memory != nil && r.Memory.Limit != nil {
+		return *r.Memory.Limit
+	}
+	return 0
+}
+
+// apply changes the container if it runs, and returns what changes it back.
+func (s *Service) apply(ctx context.Context, c record.Container, before, after *specs.Spec) (undo func(context.Context) error, err error) {
 	if c.Phase != record.ContainerRunning {
 		return func(context.Context) error { return nil }, nil
 	}
@@ -74,13 +99,13 @@ func (s *Service) apply(ctx context.Context, c record.Container, before, after *
 		return nil, err
 	}
 	undo = func(ctx context.Context) error {
-		if err := t.Update(ctx, before); err != nil {
+		if err := t.Change(ctx, after, before); err != nil {
 			return fmt.Errorf("set the old resources again: %w", err)
 		}
 		return nil
 	}
-	if err := t.Update(ctx, after); err != nil {
-		// A runtime may have set some of them.
+	if err := t.Change(ctx, before, after); err != nil {
+		// Some of it may be done.
 		return nil, errors.Join(err, undo(context.WithoutCancel(ctx)))
 	}
 	return undo, nil

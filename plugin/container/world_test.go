@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"sort"
 	"strings"
 	"sync"
@@ -47,6 +48,7 @@ type world struct {
 	views  map[string]bool
 	volume map[string]bool
 	fifos  map[string]bool
+	files  map[string]bool
 	oom    map[string]bool
 	logged map[string]int // drains by container
 	names  []string
@@ -56,7 +58,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, disk: storetest.NewMemory(), runtime: runtimetest.New(), pod: storetest.Sandbox("p", 0),
-		layers: map[string]bool{}, views: map[string]bool{}, volume: map[string]bool{}, fifos: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}}
+		layers: map[string]bool{}, views: map[string]bool{}, volume: map[string]bool{}, files: map[string]bool{}, fifos: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}}
 	w.pod.Phase, w.pod.Instance.Address = record.Ready, ""
 	if err := w.disk.Write(context.Background(), store.Change{PutSandbox: &w.pod, Create: true}); err != nil {
 		t.Fatal(err)
@@ -111,6 +113,9 @@ func (w *world) left() []string {
 	for id := range w.volume {
 		out = append(out, "volumes "+id)
 	}
+	for id := range w.files {
+		out = append(out, "files "+id)
+	}
 	for id := range w.fifos {
 		out = append(out, "streams "+id)
 	}
@@ -144,7 +149,7 @@ func (w *world) start() *daemon {
 	d.store = s
 	d.Service = container.New(container.Deps{
 		Store: s.Containers, Sandboxes: s.Sandboxes, Images: images{}, Snapshots: snapshots{d}, Volumes: volumes{d}, Specs: generator{d},
-		Tasks: tasks{d, runtime.New(w.runtime, w.runtime)}, Streams: streams{d}, Cgroups: cgroups{d}, Ops: d.ops, Background: d.bg,
+		Tasks: tasks{d, runtime.New(w.runtime, w.runtime)}, Streams: streams{d}, Files: files{d}, Cgroups: cgroups{d}, Ops: d.ops, Background: d.bg,
 	})
 	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
 	return d
@@ -158,12 +163,17 @@ func (x disk) Write(ctx context.Context, c store.Change) error {
 	return x.d.w.effect(x.d.life, "write record", func() error {
 		if c.DeleteContainer != "" {
 			x.d.w.set(x.d.w.layers, c.DeleteContainer, false)
-			for _, key := range c.Volumes {
-				x.d.w.set(x.d.w.views, key, false)
-			}
+			x.d.w.collectViews(c.DeleteContainer)
 		}
 		return x.d.w.disk.Write(ctx, c)
 	})
+}
+
+// collectViews is what becomes of the views that a container kept.
+func (w *world) collectViews(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	maps.DeleteFunc(w.views, func(key string, _ bool) bool { return strings.HasPrefix(key, id) })
 }
 
 func (x disk) WriteSoon(ctx context.Context, c store.Change) {
@@ -238,6 +248,7 @@ func (generator) Volumes(*cri.ContainerConfig, imagespec.ImageConfig) ([]string,
 func (x generator) Container(_ context.Context, req container.SpecRequest) (container.Spec, error) {
 	var b []byte
 	err := x.d.w.effect(x.d.life, "generate specification", func() (err error) {
+		x.d.w.set(x.d.w.files, req.Container.ID, true)
 		b, err = json.Marshal(specs.Spec{
 			Process:     &specs.Process{Args: req.Container.Config.GetCommand()},
 			Annotations: map[string]string{"io.kubernetes.cri.sandbox-id": req.Sandbox.ID},
@@ -248,12 +259,17 @@ func (x generator) Container(_ context.Context, req container.SpecRequest) (cont
 	return container.Spec{JSON: b, StopSignal: "SIGTERM"}, err
 }
 
-func (generator) Resources(s *specs.Spec, u *cri.LinuxContainerResources) (*specs.LinuxResources, error) {
+func (generator) Update(s *specs.Spec, u *cri.LinuxContainerResources) (*specs.Spec, error) {
 	if u.GetCpuQuota() < 0 {
 		return nil, fmt.Errorf("linux.cpu_quota: %w", errdefs.ErrInvalidArgument)
 	}
-	quota := u.GetCpuQuota()
-	return &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}}, nil
+	out, linux := *s, *s.Linux
+	r := &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: new(u.GetCpuQuota())}}
+	if limit := u.GetMemoryLimitInBytes(); limit != 0 {
+		r.Memory = &specs.LinuxMemory{Limit: &limit}
+	}
+	out.Linux, linux.Resources = &linux, r
+	return &out, nil
 }
 
 // tasks puts the fake runtime, through the real package runtime, behind the
@@ -314,8 +330,8 @@ func (t task) State(ctx context.Context) (container.TaskState, error) {
 	return container.TaskState{Status: container.TaskStatus(s.Status), Pid: s.Pid, Exit: s.Exit}, err
 }
 
-func (t task) Update(ctx context.Context, r *specs.LinuxResources) error {
-	return t.d.w.effect(t.d.life, fmt.Sprintf("set quota %d", quotaOf(r)), func() error { return t.Task.Update(ctx, r, nil) })
+func (t task) Change(ctx context.Context, before, after *specs.Spec) error {
+	return t.d.w.effect(t.d.life, fmt.Sprintf("set quota %d", quotaOf(after.Linux.Resources)), func() error { return t.Task.Change(ctx, before, after) })
 }
 
 func quotaOf(r *specs.LinuxResources) int64 {
@@ -339,6 +355,18 @@ func (x cgroups) OOMKilled(c record.Container) (bool, error) {
 	x.d.w.mu.Lock()
 	defer x.d.w.mu.Unlock()
 	return x.d.w.oom[c.ID], nil
+}
+
+// used is the memory that every container uses.
+const used = 1000
+
+func (x cgroups) WorkingSet(record.Container) (uint64, bool, error) { return used, true, nil }
+
+// files come with the specification.
+type files struct{ d *daemon }
+
+func (x files) RemoveContainer(_ context.Context, c record.Container) error {
+	return x.d.w.effect(x.d.life, "remove files", func() error { x.d.w.set(x.d.w.files, c.ID, false); return nil })
 }
 
 // streams: there or not, and how often drained.

@@ -28,6 +28,9 @@ func (s *Server) CreateContainer(ctx context.Context, req *cri.CreateContainerRe
 	if err := s.Validate.Container(req.GetConfig(), sb.Config); err != nil {
 		return nil, err
 	}
+	if name := req.GetConfig().GetImage().GetRuntimeHandler(); name != "" && name != sb.Handler.Name {
+		return nil, invalid("config.image.runtime_handler", "%.256q is not the pod's, which is %q", name, sb.Handler.Name)
+	}
 	id, err := s.Containers.Create(ctx, container.Request{SandboxID: sb.ID, Config: req.GetConfig()})
 	if err != nil {
 		return nil, createError(err)

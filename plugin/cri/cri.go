@@ -18,6 +18,7 @@ import (
 
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/image"
+	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/sandbox"
 )
 
@@ -35,6 +36,8 @@ type Network interface {
 // Handlers lists the runtime handlers with their features.
 type Handlers interface {
 	CRI() []*cri.RuntimeHandler
+	// Lookup finds a handler by name; the error names those there are.
+	Lookup(name string) (record.Handler, error)
 	// CgroupDriver is the one the default handler uses.
 	CgroupDriver() cri.CgroupDriver
 	// Problems names handlers that cannot work now, and why.

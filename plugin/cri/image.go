@@ -15,6 +15,11 @@ func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri
 	if err := required("image.image", req.GetImage().GetImage()); err != nil {
 		return nil, err
 	}
+	if name := req.GetImage().GetRuntimeHandler(); name != "" {
+		if _, err := s.Handlers.Lookup(name); err != nil {
+			return nil, invalid("image.runtime_handler", "%v", err)
+		}
+	}
 	id, err := s.Images.Pull(ctx, image.PullRequest{
 		Ref: req.GetImage().GetImage(), Auth: req.GetAuth(), Handler: req.GetImage().GetRuntimeHandler(), Pod: req.GetSandboxConfig(),
 	})

@@ -39,6 +39,8 @@ type Handler struct {
 	record.Handler
 	// BaseSpec is where every specification starts from, nil for ours.
 	BaseSpec *specs.Spec
+	// SeccompProfile is the file of the default profile, "" for the node's.
+	SeccompProfile string
 	// PodAnnotations and ContainerAnnotations are path.Match patterns of the
 	// annotations that reach the runtime.
 	PodAnnotations, ContainerAnnotations []string
@@ -46,6 +48,8 @@ type Handler struct {
 	PrivilegedWithoutHostDevices                  bool
 	PrivilegedWithoutHostDevicesAllDevicesAllowed bool
 	CgroupWritable                                bool
+	// SELinuxKVM gives the pods the label of virtual machines.
+	SELinuxKVM bool
 
 	// CNIConfDir is "" for the node's network; CNIMaxConfNum goes with it.
 	CNIConfDir    string
@@ -119,11 +123,13 @@ func resolve(name string, c config.Handler, loaded specFiles) (Handler, error) {
 		Handler: record.Handler{
 			Name: name, Runtime: c.RuntimeType, Sandboxer: c.Sandboxer, Snapshotter: c.Snapshotter,
 		},
+		SeccompProfile:                                c.SeccompProfile,
 		PodAnnotations:                                c.PodAnnotations,
 		ContainerAnnotations:                          c.ContainerAnnotations,
 		PrivilegedWithoutHostDevices:                  c.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: c.PrivilegedWithoutHostDevicesAllDevicesAllowed,
 		CgroupWritable:                                c.CgroupWritable,
+		SELinuxKVM:                                    c.SELinuxKVM,
 		CNIConfDir:                                    c.CNIConfDir,
 		CNIMaxConfNum:                                 c.CNIMaxConfNum,
 		IOType:                                        c.IOType,

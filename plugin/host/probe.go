@@ -128,7 +128,9 @@ func (p prober) memory(h *facts.Host) error {
 
 // optional finds what a kernel may do without.
 func (p prober) optional(h *facts.Host) error {
-	h.AppArmor = p.first("/sys/module/apparmor/parameters/enabled") == "Y" && p.exists("/sys/kernel/security/apparmor/profiles")
+	// Without the program nobody could load a profile.
+	h.AppArmor = p.first("/sys/module/apparmor/parameters/enabled") == "Y" && p.exists(appArmorProfiles) &&
+		(p.exists("/sbin/"+appArmorParser) || p.exists("/usr/sbin/"+appArmorParser))
 	h.SELinux = p.exists("/sys/fs/selinux/enforce")
 	limit := p.first("/proc/sys/user/max_user_namespaces")
 	h.UserNamespaces = limit != "" && limit != "0"

@@ -5,11 +5,8 @@ import (
 	"io"
 	"os"
 
-	"github.com/containerd/containerd/v2/contrib/apparmor"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"github.com/gantry-cri/gantry/plugin/facts"
 )
 
 // maxProfile bounds a profile file.
@@ -47,16 +44,4 @@ func readProfile(name string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: longer than %d bytes: %w", name, maxProfile, errdefs.ErrFailedPrecondition)
 	}
 	return b, nil
-}
-
-// LoadAppArmor loads the default AppArmor profile under the given name. It
-// does nothing on a host without AppArmor.
-func LoadAppArmor(h facts.Host, name string) error {
-	if !h.AppArmor {
-		return nil
-	}
-	if err := apparmor.LoadDefaultProfile(name); err != nil {
-		return fmt.Errorf("load AppArmor profile %s: %w (%w)", name, err, errdefs.ErrFailedPrecondition)
-	}
-	return nil
 }

@@ -40,6 +40,8 @@ type Text struct {
 	Hostname func(*cri.PodSandboxConfig) string
 	// ResolvConf has own false for what is to be the node's file.
 	ResolvConf func(*cri.DNSConfig) (content []byte, own bool, err error)
+	// Label sets the SELinux label of files, nil for never.
+	Label func(fileLabel string, paths ...string) error
 }
 
 // New returns the files below root, which is created.
@@ -103,10 +105,27 @@ func (f *Files) Create(_ context.Context, sb record.Sandbox) error {
 			return fmt.Errorf("give pod file to the pod's root: %w", err)
 		}
 	}
-	if hostIPC(sb) {
+	if !hostIPC(sb) {
+		if err := mountShm(p.Shm, uid, gid); err != nil {
+			return err
+		}
+	}
+	return f.label(sb, p)
+}
+
+// label lets the pod's containers use its files where SELinux would not.
+func (f *Files) label(sb record.Sandbox, p Paths) error {
+	if f.text.Label == nil || sb.Labels.Mount == "" {
 		return nil
 	}
-	return mountShm(p.Shm, uid, gid)
+	paths := []string{p.Hosts, p.Hostname, p.ResolvConf}
+	if !hostIPC(sb) {
+		paths = append(paths, p.Shm)
+	}
+	if err := f.text.Label(sb.Labels.Mount, paths...); err != nil {
+		return fmt.Errorf("label pod files: %w", err)
+	}
+	return nil
 }
 
 // mountShm mounts the memory behind /dev/shm, whose root is the pod's.

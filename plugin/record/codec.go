@@ -33,6 +33,7 @@ type wireSandbox struct {
 	Reason    string `json:",omitempty"`
 	Resources []byte `json:",omitempty"`
 	Overhead  []byte `json:",omitempty"`
+	Labels    Labels `json:",omitzero"`
 }
 
 type wireContainer struct {
@@ -62,7 +63,7 @@ type wireContainer struct {
 func (s Sandbox) Marshal() ([]byte, error) {
 	w := wireSandbox{
 		Version: Version, ID: s.ID, Handler: s.Handler, Phase: s.Phase, CreatedAt: s.CreatedAt,
-		Network: s.Network, Instance: s.Instance, Reason: s.Reason,
+		Network: s.Network, Instance: s.Instance, Reason: s.Reason, Labels: s.Labels,
 	}
 	w.Instance.Spec = nil
 	e := encoder{}
@@ -81,7 +82,7 @@ func UnmarshalSandbox(b []byte) (Sandbox, error) {
 	}
 	s := Sandbox{
 		ID: w.ID, Handler: w.Handler, Phase: w.Phase, CreatedAt: w.CreatedAt,
-		Network: w.Network, Instance: w.Instance, Reason: w.Reason,
+		Network: w.Network, Instance: w.Instance, Reason: w.Reason, Labels: w.Labels,
 	}
 	d := decoder{}
 	s.Config = decodeMessage[cri.PodSandboxConfig](&d, "Config", w.Config, true)

@@ -35,9 +35,15 @@ type Sandbox struct {
 	// how the sandbox process died.
 	Reason string
 	// Resources and Overhead are the pod-level sums of the last
-	// UpdatePodSandboxResources; nil before the first.
+	// UpdatePodSandboxResources; Config's until the first.
 	Resources, Overhead *cri.LinuxContainerResources
+	// Labels are the pod's, zero where SELinux is off.
+	Labels Labels
 }
+
+// Labels are the SELinux labels of a pod's or a container's process and of its
+// files.
+type Labels struct{ Process, Mount string }
 
 // Key identifies a pod attempt; it is what the kubelet repeats in a retry.
 type Key struct {
@@ -208,6 +214,9 @@ const (
 	ReasonError      = "Error"
 	ReasonOOMKilled  = "OOMKilled"
 	ReasonStartError = "StartError"
+	// ReasonSeccompKilled marks a process that made a system call for which
+	// its filter ends it.
+	ReasonSeccompKilled = "SeccompKilled"
 	// ReasonUnknown marks an exit whose status nobody could tell.
 	ReasonUnknown = "ContainerStatusUnknown"
 )

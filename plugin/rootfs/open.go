@@ -39,6 +39,29 @@ func ResolveIn(root *os.File, name string) (*os.File, error) {
 	return resolve(root, name, unix.O_PATH)
 }
 
+// Program is the path inside root of the file that name leads to, over all its
+// links, "" for none.
+func Program(root *os.File, name string) string {
+	f, err := ResolveIn(root, name)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	dir, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", root.Fd()))
+	if err != nil {
+		return ""
+	}
+	file, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+	if err != nil {
+		return ""
+	}
+	below, ok := strings.CutPrefix(file, strings.TrimSuffix(dir, "/")+"/")
+	if !ok {
+		return ""
+	}
+	return "/" + below
+}
+
 func resolve(root *os.File, name string, flags uint64) (*os.File, error) {
 	if strings.IndexByte(name, 0) >= 0 {
 		return nil, fmt.Errorf("resolve %q: has a NUL byte: %w", name, errdefs.ErrInvalidArgument)

@@ -180,6 +180,20 @@ func put(file, value string) error {
 	return err
 }
 
+// Set writes a file of the control group in the hierarchies where it has it.
+func (h *Hierarchies) Set(path, file, value string) error {
+	dirs, err := h.dirs(path)
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := put(filepath.Join(dir, file), value); err != nil {
+			return fmt.Errorf("set %s of cgroup %s: %w", file, path, err)
+		}
+	}
+	return nil
+}
+
 // Remove removes the control group and those beneath it in every hierarchy.
 // FailedPrecondition says that a process is left. It is idempotent.
 func (h *Hierarchies) Remove(path string) error {

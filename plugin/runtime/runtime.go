@@ -73,6 +73,9 @@ type Cgroups interface {
 	// KillTree ends a process in the control group and what it started. NotFound
 	// says that the process is not there.
 	KillTree(ctx context.Context, path string, leader Leader) error
+	// Set writes a file of the control group where it has it, on whichever
+	// hierarchy.
+	Set(path, file, value string) error
 	// Remove takes the empty control group away.
 	Remove(path string) error
 }

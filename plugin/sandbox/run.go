@@ -67,7 +67,11 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 	if err != nil {
 		return sb, err
 	}
-	sb = record.Sandbox{ID: record.NewID(), Config: req.Config, Handler: h, Phase: record.Creating, CreatedAt: time.Now()}
+	linux := req.Config.GetLinux()
+	sb = record.Sandbox{
+		ID: record.NewID(), Config: req.Config, Handler: h, Phase: record.Creating, CreatedAt: time.Now(),
+		Overhead: linux.GetOverhead(), Resources: linux.GetResources(),
+	}
 	operation.From(ctx).SetID(sb.ID)
 	if sb.UserNS() != nil {
 		operation.Stage(ctx, "ask the runtime for user namespaces")
@@ -84,7 +88,7 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 			return sb, err
 		}
 	}
-	if err := s.Store.Create(ctx, sb); err != nil {
+	if err := s.record(ctx, &sb); err != nil {
 		return sb, err
 	}
 	u := &undo.Stack{}
@@ -144,6 +148,16 @@ func (s *Service) makeNamespaces(ctx context.Context, sb record.Sandbox) error {
 		return fmt.Errorf("create user namespace: %w", err)
 	}
 	return nil
+}
+
+// record gives the sandbox its labels, which no other pod has on record, and
+// commits the intent.
+func (s *Service) record(ctx context.Context, sb *record.Sandbox) (err error) {
+	defer s.Labels.Settled(sb.ID)
+	if sb.Labels, err = s.Labels.Allocate(*sb); err != nil {
+		return err
+	}
+	return s.Store.Create(ctx, *sb)
 }
 
 // connectAndStart attaches the network and starts the instance side by side:

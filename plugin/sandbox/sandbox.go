@@ -43,6 +43,15 @@ type Handlers interface {
 	AdmitUserNS(ctx context.Context, name string) error
 }
 
+// Labels gives pods SELinux labels, zero ones where there is no SELinux.
+type Labels interface {
+	// Allocate chooses the labels of a pod. They are the pod's until Settled,
+	// and then for as long as its record has them.
+	Allocate(record.Sandbox) (record.Labels, error)
+	// Settled says that the pod is on record, or will not be.
+	Settled(id string)
+}
+
 // Files makes the files a pod's containers share: hosts, hostname, resolv.conf
 // and /dev/shm.
 type Files interface {
@@ -127,6 +136,7 @@ type Service struct {
 type Deps struct {
 	Store      Store
 	Handlers   Handlers
+	Labels     Labels
 	Files      Files
 	UserNS     UserNamespaces
 	Network    Network

@@ -123,7 +123,7 @@ func (w *world) start() *daemon {
 	}
 	d.store = s
 	d.Service = sandbox.New(sandbox.Deps{
-		Store: s.Sandboxes, Handlers: handlers{}, Files: files{d}, UserNS: userNamespaces{d}, Network: connector{d}, Instances: instances{d},
+		Store: s.Sandboxes, Handlers: handlers{}, Labels: labels{}, Files: files{d}, UserNS: userNamespaces{d}, Network: connector{d}, Instances: instances{d},
 		Shims: shims{d}, Containers: containers{d}, Ops: d.ops, Background: d.bg,
 	})
 	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
@@ -183,6 +183,13 @@ func (x userNamespaces) Remove(_ context.Context, sb record.Sandbox) error {
 	}
 	return x.d.w.effect(x.d.life, "remove user namespace", func() error { x.d.w.set(x.d.w.userns, sb.ID, false); return nil })
 }
+
+// labels are those of a machine without SELinux.
+type labels struct{}
+
+func (labels) Allocate(record.Sandbox) (record.Labels, error) { return record.Labels{}, nil }
+
+func (labels) Settled(string) {}
 
 type files struct{ d *daemon }
 

@@ -10,24 +10,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// defaultCapabilities are what an ordinary container gets, in kernel order.
-var defaultCapabilities = []string{
-	"CAP_CHOWN",
-	"CAP_DAC_OVERRIDE",
-	"CAP_FOWNER",
-	"CAP_FSETID",
-	"CAP_KILL",
-	"CAP_SETGID",
-	"CAP_SETUID",
-	"CAP_SETPCAP",
-	"CAP_NET_BIND_SERVICE",
-	"CAP_NET_RAW",
-	"CAP_SYS_CHROOT",
-	"CAP_MKNOD",
-	"CAP_AUDIT_WRITE",
-	"CAP_SETFCAP",
-}
-
 // containerCapabilities applies the additions and removals of the request.
 //
 // ALL counts before single names, and a removal beats an addition. The
@@ -47,7 +29,7 @@ func containerCapabilities(in *ContainerInput, base *specs.LinuxCapabilities) (*
 	if len(c.GetAddAmbientCapabilities()) > 0 {
 		return nil, fmt.Errorf("%s.add_ambient_capabilities: ambient capabilities: %w", field, errdefs.ErrNotImplemented)
 	}
-	start := defaultCapabilities
+	start := in.Policy.Defaults.Capabilities
 	if base != nil {
 		start = base.Bounding
 	}

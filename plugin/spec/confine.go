@@ -1,14 +1,12 @@
 package spec
 
 import (
-	"encoding/json"
+	"cmp"
 	"fmt"
 	"path"
 	"slices"
 	"strings"
-	"sync"
 
-	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -40,15 +38,16 @@ type SecurityContext interface {
 type Profile struct {
 	// Type is RuntimeDefault, Unconfined or Localhost.
 	Type cri.SecurityProfile_ProfileType
-	// Ref is the file or the profile name of a Localhost profile.
+	// Ref is the file or the profile name of a Localhost profile, and the file
+	// that stands for the built-in profile of RuntimeDefault, if any.
 	Ref string
 }
 
 var unconfined = Profile{Type: cri.SecurityProfile_Unconfined}
 
-// Seccomp says which seccomp profile a security context asks for. For a
-// Localhost profile the caller reads the file Ref and passes its content on.
-func Seccomp(sc SecurityContext, p Policy) (Profile, error) {
+// Seccomp says which seccomp profile a security context asks for. Where Ref
+// names a file, the caller reads it and passes its content on.
+func Seccomp(sc SecurityContext, h Handler, p Policy) (Profile, error) {
 	if sc.GetPrivileged() {
 		return unconfined, nil
 	}
@@ -71,10 +70,13 @@ func Seccomp(sc SecurityContext, p Policy) (Profile, error) {
 	if err != nil {
 		return Profile{}, err
 	}
-	if got.Type == cri.SecurityProfile_Localhost {
+	switch got.Type {
+	case cri.SecurityProfile_Localhost:
 		if err := checkAbsolute(field+".localhost_ref", got.Ref); err != nil {
 			return Profile{}, err
 		}
+	case cri.SecurityProfile_RuntimeDefault:
+		got.Ref = cmp.Or(h.SeccompProfile, p.SeccompProfile)
 	}
 	return got, nil
 }
@@ -111,10 +113,10 @@ func typedProfile(field string, p *cri.SecurityProfile) (Profile, error) {
 	}
 }
 
-// confine sets the seccomp and AppArmor profiles and checks SELinux.
+// confine sets the seccomp and AppArmor profiles and the SELinux labels.
 func confine(in *ContainerInput, s *specs.Spec) error {
 	sc := in.security()
-	want, err := Seccomp(sc, in.Policy)
+	want, err := Seccomp(sc, in.Handler, in.Policy)
 	if err != nil {
 		return err
 	}
@@ -131,7 +133,13 @@ func confine(in *ContainerInput, s *specs.Spec) error {
 			return err
 		}
 	}
-	return checkSELinux(in.Config, in.Policy, in.Host)
+	// The files of a privileged container keep their label, its processes are
+	// not confined by one.
+	s.Process.SelinuxLabel, s.Linux.MountLabel = in.Labels.Process, in.Labels.Mount
+	if in.privileged() {
+		s.Process.SelinuxLabel = ""
+	}
+	return nil
 }
 
 // seccompFilter turns a profile into a filter, nil for none.
@@ -142,73 +150,10 @@ func seccompFilter(p Profile, caps *specs.LinuxCapabilities, content []byte, hos
 	if !host.Seccomp {
 		return nil, fmt.Errorf("security_context.seccomp: the kernel has no seccomp filters: %w", errdefs.ErrFailedPrecondition)
 	}
-	if p.Type == cri.SecurityProfile_Localhost {
-		return parseSeccomp(p.Ref, content)
+	if p.Ref != "" {
+		return parseSeccomp(p.Ref, content, caps.Bounding, host.Kernel)
 	}
 	return defaultFilters.get(caps), nil
-}
-
-// maxSeccomp bounds a profile's file; the default profile is some 20 KiB.
-const maxSeccomp = 4 << 20
-
-// parseSeccomp reads a profile file. Runtimes differ in how they treat values
-// they do not know, so those are refused here.
-func parseSeccomp(name string, content []byte) (*specs.LinuxSeccomp, error) {
-	if len(content) > maxSeccomp {
-		return nil, fmt.Errorf("parse seccomp profile %s: longer than %d bytes: %w", name, maxSeccomp, errdefs.ErrInvalidArgument)
-	}
-	var f specs.LinuxSeccomp
-	if err := json.Unmarshal(content, &f); err != nil {
-		return nil, fmt.Errorf("parse seccomp profile %s: %w (%w)", name, err, errdefs.ErrInvalidArgument)
-	}
-	if !slices.Contains(seccompActions, f.DefaultAction) {
-		return nil, fmt.Errorf("parse seccomp profile %s: unknown defaultAction %q: %w", name, f.DefaultAction, errdefs.ErrInvalidArgument)
-	}
-	for i, rule := range f.Syscalls {
-		if !slices.Contains(seccompActions, rule.Action) {
-			return nil, fmt.Errorf("parse seccomp profile %s: unknown action %q in syscalls[%d]: %w", name, rule.Action, i, errdefs.ErrInvalidArgument)
-		}
-		if len(rule.Names) == 0 {
-			return nil, fmt.Errorf("parse seccomp profile %s: no names in syscalls[%d]: %w", name, i, errdefs.ErrInvalidArgument)
-		}
-	}
-	return &f, nil
-}
-
-var seccompActions = []specs.LinuxSeccompAction{
-	specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActTrap, specs.ActErrno,
-	specs.ActTrace, specs.ActAllow, specs.ActLog, specs.ActNotify,
-}
-
-// filters keeps the default filter per capability set, which it depends on.
-// Filters are shared: whoever changes one must copy what it changes first.
-type filters struct {
-	mu    sync.Mutex
-	byCap map[string]*specs.LinuxSeccomp
-}
-
-// maxFilters bounds the cache: pods choose their capabilities.
-const maxFilters = 64
-
-var defaultFilters filters
-
-func (f *filters) get(caps *specs.LinuxCapabilities) *specs.LinuxSeccomp {
-	key := strings.Join(caps.Bounding, " ")
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	filter, ok := f.byCap[key]
-	if !ok {
-		filter = seccomp.DefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: caps}})
-		if f.byCap == nil {
-			f.byCap = map[string]*specs.LinuxSeccomp{}
-		}
-		if len(f.byCap) < maxFilters {
-			f.byCap[key] = filter
-		}
-	}
-	own := *filter
-	own.Syscalls = slices.Clone(filter.Syscalls)
-	return &own
 }
 
 // appArmor returns the profile's name, "" for none.
@@ -241,23 +186,6 @@ func appArmor(typed *cri.SecurityProfile, old string, p Policy, host facts.Host)
 		return AppArmorProfile, nil
 	}
 	return "", nil
-}
-
-// checkSELinux refuses labels where they would have to be enforced. Where
-// SELinux is off they mean nothing, and Kubernetes sends them all the same.
-func checkSELinux(cfg *cri.ContainerConfig, p Policy, host facts.Host) error {
-	if !p.EnableSELinux || !host.SELinux {
-		return nil
-	}
-	if o := cfg.GetLinux().GetSecurityContext().GetSelinuxOptions(); o != nil {
-		return fmt.Errorf("config.linux.security_context.selinux_options: %w", errdefs.ErrNotImplemented)
-	}
-	for i, m := range cfg.GetMounts() {
-		if m.GetSelinuxRelabel() {
-			return fmt.Errorf("config.mounts[%d].selinux_relabel: %w", i, errdefs.ErrNotImplemented)
-		}
-	}
-	return nil
 }
 
 // containerPaths returns the masked and the read-only paths: none for a

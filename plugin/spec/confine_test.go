@@ -2,7 +2,9 @@ package spec
 
 import (
 	"fmt"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -10,6 +12,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/facts"
+	"github.com/gantry-cri/gantry/plugin/record"
 )
 
 const profileJSON = `{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64"],"syscalls":[{"names":["read"],"action":"SCMP_ACT_ALLOW"}]}`
@@ -38,7 +41,7 @@ func TestSeccompChoice(t *testing.T) {
 		"typed, with prefix":  {&cri.LinuxContainerSecurityContext{Seccomp: profile(local, "localhost//p.json")}, "", Profile{Type: local, Ref: "/p.json"}},
 		"privileged has none": {&cri.LinuxContainerSecurityContext{Seccomp: profile(local, "/p.json"), Privileged: true}, "", Profile{Type: none}},
 	} {
-		if got, err := Seccomp(tc.sc, Policy{UnsetSeccompProfile: tc.unset}); err != nil || got != tc.want {
+		if got, err := Seccomp(tc.sc, Handler{}, Policy{UnsetSeccompProfile: tc.unset}); err != nil || got != tc.want {
 			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, tc.want)
 		}
 	}
@@ -51,7 +54,7 @@ func TestSeccompChoice(t *testing.T) {
 		"file with NUL":  {Seccomp: profile(local, "/p\x00")},
 		"ref of default": {Seccomp: profile(def, "/p")},
 	} {
-		if got, err := Seccomp(sc, Policy{}); !errdefs.IsInvalidArgument(err) {
+		if got, err := Seccomp(sc, Handler{}, Policy{}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: got %+v, %v", name, got, err)
 		}
 	}
@@ -86,6 +89,77 @@ func TestSeccompFilter(t *testing.T) {
 			with(p, profileJSON)(in)
 			in.Host.Seccomp = false
 		})
+	}
+}
+
+// Files of the node and of the handler stand for the built-in profile, and for
+// nothing else.
+func TestSeccompDefaultFromFile(t *testing.T) {
+	const def, none, local = cri.SecurityProfile_RuntimeDefault, cri.SecurityProfile_Unconfined, cri.SecurityProfile_Localhost
+	for name, tc := range map[string]struct {
+		asked         *cri.SecurityProfile
+		handler, node string
+		want          Profile
+	}{
+		"built-in":         {profile(def, ""), "", "", Profile{Type: def}},
+		"node's":           {profile(def, ""), "", "/n.json", Profile{Type: def, Ref: "/n.json"}},
+		"handler's":        {profile(def, ""), "/h.json", "/n.json", Profile{Type: def, Ref: "/h.json"}},
+		"unset is default": {nil, "/h.json", "", Profile{Type: def, Ref: "/h.json"}},
+		"unconfined stays": {profile(none, ""), "/h.json", "/n.json", Profile{Type: none}},
+		"pod's own file":   {profile(local, "/p.json"), "/h.json", "/n.json", Profile{Type: local, Ref: "/p.json"}},
+	} {
+		sc := &cri.LinuxContainerSecurityContext{Seccomp: tc.asked}
+		got, err := Seccomp(sc, Handler{SeccompProfile: tc.handler}, Policy{SeccompProfile: tc.node, UnsetSeccompProfile: "runtime/default"})
+		if err != nil || got != tc.want {
+			t.Errorf("%s: got %+v, %v, want %+v", name, got, err, tc.want)
+		}
+	}
+	change := func(in *ContainerInput) {
+		sec(in).Seccomp, in.Policy.SeccompProfile, in.SeccompProfile = profile(def, ""), "/n.json", []byte(profileJSON)
+	}
+	if s := mustContainer(t, change); len(s.Linux.Seccomp.Syscalls) != 1 {
+		t.Errorf("the filter is %+v", s.Linux.Seccomp)
+	}
+	wantError(t, errdefs.ErrInvalidArgument, "/n.json", func(in *ContainerInput) {
+		change(in)
+		in.SeccompProfile = []byte("{")
+	})
+}
+
+// A rule whose condition were left out would hold for everybody.
+func TestSeccompConditions(t *testing.T) {
+	ours := seccompArches[runtime.GOARCH]
+	for condition, want := range map[string]bool{
+		`{}`:                                 true,
+		`{"includes":{"caps":["CAP_KILL"]}}`: true,
+		`{"includes":{"caps":["CAP_SYS_ADMIN"]}}`:              false,
+		`{"includes":{"caps":["CAP_KILL","CAP_SYS_ADMIN"]}}`:   false,
+		`{"excludes":{"caps":["CAP_KILL"]}}`:                   false,
+		`{"excludes":{"caps":["CAP_SYS_ADMIN","CAP_KILL"]}}`:   false,
+		`{"excludes":{"caps":["CAP_SYS_ADMIN"]}}`:              true,
+		`{"includes":{"arches":["` + ours.name + `","mips"]}}`: true,
+		`{"includes":{"arches":["mips"]}}`:                     false,
+		`{"excludes":{"arches":["` + ours.name + `"]}}`:        false,
+		`{"includes":{"minKernel":"5.9"}}`:                     true,
+		`{"includes":{"minKernel":"5.10"}}`:                    true,
+		`{"includes":{"minKernel":"5.11"}}`:                    false,
+		`{"excludes":{"minKernel":"4.8"}}`:                     false,
+		`{"excludes":{"minKernel":"6.0"}}`:                     true,
+	} {
+		rule := `{"names":["ptrace"],"action":"SCMP_ACT_ALLOW",` + strings.TrimPrefix(condition, "{")
+		rule = strings.Replace(rule, ",}", "}", 1)
+		f, err := parseSeccomp("p", []byte(`{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[`+rule+`]}`), []string{"CAP_KILL"}, facts.Kernel{Major: 5, Minor: 10})
+		if err != nil || (len(f.Syscalls) == 1) != want {
+			t.Errorf("%s: %+v, %v, want a rule: %v", condition, f, err, want)
+		}
+	}
+	f, err := parseSeccomp("p", []byte(`{"defaultAction":"SCMP_ACT_ERRNO","archMap":[{"architecture":"SCMP_ARCH_MIPS"},
+		{"architecture":"`+string(ours.native)+`","subArchitectures":["SCMP_ARCH_X86"]}],"syscalls":[{"name":"read","action":"SCMP_ACT_ALLOW"}]}`), nil, facts.Kernel{})
+	if err != nil || !slices.Equal(f.Architectures, []specs.Arch{ours.native, specs.ArchX86}) || !slices.Equal(f.Syscalls[0].Names, []string{"read"}) {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if _, err := parseSeccomp("p", []byte(`{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"name":"read","action":"SCMP_ACT_ALLOW","includes":{"minKernel":"five"}}]}`), nil, facts.Kernel{}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a kernel that is no version: %v", err)
 	}
 }
 
@@ -160,19 +234,44 @@ func TestAppArmor(t *testing.T) {
 	}
 }
 
+// The process of a privileged container is not confined, its files are labelled
+// like others'.
 func TestSELinux(t *testing.T) {
-	label := func(in *ContainerInput) { sec(in).SelinuxOptions = &cri.SELinuxOption{Type: "spc_t"} }
-	relabel := func(in *ContainerInput) {
-		in.Config.Mounts = []*cri.Mount{{HostPath: "/a", ContainerPath: "/b", SelinuxRelabel: true}}
-		in.Mounts = []facts.Mount{{Source: "/a", Destination: "/b"}}
-	}
-	for field, ask := range map[string]func(*ContainerInput){"selinux_options": label, "mounts[0].selinux_relabel": relabel} {
-		mustContainer(t, ask)
-		mustContainer(t, func(in *ContainerInput) { ask(in); in.Host.SELinux = true })
-		wantError(t, errdefs.ErrNotImplemented, field, func(in *ContainerInput) {
-			ask(in)
-			in.Host.SELinux, in.Policy.EnableSELinux = true, true
+	labels := record.Labels{Process: "u:r:t:s0:c1,c2", Mount: "u:o:f:s0:c1,c2"}
+	base := &specs.Spec{Process: &specs.Process{SelinuxLabel: "base"}, Linux: &specs.Linux{MountLabel: "base"}}
+	for name, tc := range map[string]struct {
+		change  func(*ContainerInput)
+		labels  record.Labels
+		process string
+		mount   string
+	}{
+		"off":        {nil, record.Labels{}, "", ""},
+		"on":         {nil, labels, labels.Process, labels.Mount},
+		"privileged": {privileged, labels, "", labels.Mount},
+		"base":       {func(in *ContainerInput) { in.Handler.BaseSpec = base }, record.Labels{}, "", ""},
+	} {
+		s := mustContainer(t, func(in *ContainerInput) {
+			if tc.change != nil {
+				tc.change(in)
+			}
+			in.Labels = tc.labels
 		})
+		if s.Process.SelinuxLabel != tc.process || s.Linux.MountLabel != tc.mount {
+			t.Errorf("%s: %q, %q", name, s.Process.SelinuxLabel, s.Linux.MountLabel)
+		}
+		p, err := Exec(s, []string{"sh"}, false)
+		if err != nil || p.SelinuxLabel != tc.process {
+			t.Errorf("%s: a command has %q, %v", name, p.SelinuxLabel, err)
+		}
+	}
+	for _, private := range []bool{false, true} {
+		s := mustPause(t, func(in *PauseInput) {
+			in.Labels = labels
+			in.Config.Linux.SecurityContext.Privileged = private
+		})
+		if (s.Process.SelinuxLabel == "") != private || s.Linux.MountLabel != labels.Mount {
+			t.Errorf("pause, privileged %v: %q, %q", private, s.Process.SelinuxLabel, s.Linux.MountLabel)
+		}
 	}
 }
 

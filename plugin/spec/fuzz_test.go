@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
@@ -187,6 +188,36 @@ func FuzzSysctl(f *testing.F) {
 			file := path.Join("/proc/sys", strings.ReplaceAll(k, ".", "/"))
 			if !strings.HasPrefix(file, "/proc/sys/net/") && !strings.HasPrefix(file, "/proc/sys/fs/mqueue/") && !strings.HasPrefix(file, "/proc/sys/kernel/") || strings.ContainsAny(k+v, "+=\n\x00") {
 				t.Errorf("%q = %q", k, v)
+			}
+		}
+	})
+}
+
+// A profile that is taken has known actions and no rule without a name, and one
+// for fewer capabilities has no other rules.
+func FuzzParseSeccomp(f *testing.F) {
+	for _, s := range []string{
+		profileJSON, "", "{}", `{"defaultAction":"SCMP_ACT_ALLOW"}`,
+		`{"defaultAction":"SCMP_ACT_ERRNO","archMap":[{"architecture":"SCMP_ARCH_X86_64","subArchitectures":["SCMP_ARCH_X86"]}],"syscalls":[{"name":"read","action":"SCMP_ACT_ALLOW","includes":{"caps":["CAP_KILL"],"minKernel":"4.8"}}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, content []byte) {
+		for _, caps := range [][]string{nil, {"CAP_KILL"}} {
+			got, err := parseSeccomp("p", content, caps, facts.Kernel{Major: 6})
+			if err != nil {
+				if !errdefs.IsInvalidArgument(err) {
+					t.Errorf("class of %v", err)
+				}
+				continue
+			}
+			if !slices.Contains(seccompActions, got.DefaultAction) {
+				t.Errorf("default %q", got.DefaultAction)
+			}
+			for _, r := range got.Syscalls {
+				if len(r.Names) == 0 || !slices.Contains(seccompActions, r.Action) {
+					t.Errorf("rule %+v", r)
+				}
 			}
 		}
 	})

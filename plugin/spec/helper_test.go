@@ -42,6 +42,12 @@ func v2Host() facts.Host {
 	return h
 }
 
+// defaultCapabilities are those of a node whose configuration names none.
+var defaultCapabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_SETPCAP",
+	"CAP_NET_BIND_SERVICE", "CAP_NET_RAW", "CAP_SYS_CHROOT", "CAP_MKNOD", "CAP_AUDIT_WRITE", "CAP_SETFCAP",
+}
+
 // newInput is a small valid container; change makes it the one to test.
 func newInput(change func(*ContainerInput)) ContainerInput {
 	in := ContainerInput{
@@ -64,6 +70,7 @@ func newInput(change func(*ContainerInput)) ContainerInput {
 		},
 		ImageConfig: imagespec.ImageConfig{Entrypoint: []string{"/bin/web"}},
 		Host:        testHost(),
+		Policy:      Policy{Defaults: Defaults{Capabilities: defaultCapabilities}},
 		Namespaces:  Namespaces{Net: "/run/netns/sid", UTS: "/proc/7/ns/uts", IPC: "/proc/7/ns/ipc", PID: "/proc/7/ns/pid", Target: "/proc/9/ns/pid"},
 		Files:       Files{Hosts: "/pod/hosts", Hostname: "/pod/hostname", ResolvConf: "/pod/resolv.conf", Shm: "/pod/shm"},
 		User:        facts.User{UID: 1000, GID: 1001, AdditionalGIDs: []uint32{1001, 5}, Home: "/srv"},

@@ -93,6 +93,9 @@ func defaultMounts(in *ContainerInput, base []specs.Mount) []specs.Mount {
 	if in.privileged() {
 		list = sysWritable(list)
 	}
+	if in.Systemd {
+		list = append(list, systemdMounts()...)
+	}
 	list = usernsMounts(list, in.Pod, in.Handler.RecursiveReadOnly)
 	return append(list, cgroupMount(in))
 }
@@ -117,7 +120,10 @@ func writable(options []string) []string {
 // reset the options of all mounts of it: repeat them.
 func cgroupMount(in *ContainerInput) specs.Mount {
 	mode := "ro"
-	if in.privileged() || in.Handler.CgroupWritable {
+	// On version 2 with a namespace of its own, where the limits at the top are
+	// not the container's to write, systemd makes its groups.
+	delegated := in.Systemd && in.Host.Cgroup.V2() && hasCgroupNamespace(in)
+	if in.privileged() || in.Handler.CgroupWritable || delegated {
 		mode = "rw"
 	}
 	options := []string{"nosuid", "noexec", "nodev", "relatime", mode}
@@ -141,6 +147,8 @@ func podFiles(in *ContainerInput) (list []specs.Mount) {
 		{in.Files.Hosts, "/etc/hosts", []string{mode}},
 		{in.Files.Hostname, "/etc/hostname", []string{mode}},
 		{in.Files.ResolvConf, "/etc/resolv.conf", []string{mode}},
+		{in.Files.Passwd, "/etc/passwd", []string{mode}},
+		{in.Files.Group, "/etc/group", []string{mode}},
 		// Said again, as a bind mount with options loses those of its source.
 		{in.Files.Shm, shmDir, []string{"nosuid", "noexec", "nodev", "rw"}},
 	} {

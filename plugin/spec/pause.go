@@ -10,6 +10,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/facts"
+	"github.com/gantry-cri/gantry/plugin/record"
 )
 
 const (
@@ -41,8 +42,10 @@ type PauseInput struct {
 	// Files gives /dev/shm and resolv.conf, which runtimes with a kernel of
 	// their own look for here.
 	Files Files
-	// SeccompProfile is the content of the file that Seccomp says is needed.
+	// SeccompProfile is the content of the file that Seccomp names.
 	SeccompProfile []byte
+	// Labels are the pod's SELinux labels, zero for none.
+	Labels record.Labels
 }
 
 // Pause returns the specification of a sandbox's pause process. It holds the
@@ -57,9 +60,6 @@ func Pause(in PauseInput) (*specs.Spec, error) {
 
 func pause(in *PauseInput) (*specs.Spec, error) {
 	if err := ValidatePod(in.Config); err != nil {
-		return nil, err
-	}
-	if err := checkSandboxSELinux(in); err != nil {
 		return nil, err
 	}
 	s, err := baseSpec(in.Handler)
@@ -109,7 +109,10 @@ func pauseProcess(in *PauseInput, base *specs.Process) (*specs.Process, error) {
 	}
 	p.Capabilities = capabilitySet(nil, nil)
 	p.NoNewPrivileges = true
-	p.SelinuxLabel = ""
+	p.SelinuxLabel = in.Labels.Process
+	if sc.GetPrivileged() {
+		p.SelinuxLabel = ""
+	}
 	adj, err := OOMScoreAdj(pauseOOMScore, in.Host, in.Policy)
 	if err != nil {
 		return nil, err
@@ -146,8 +149,8 @@ func pauseLinux(in *PauseInput, s *specs.Spec) (*specs.Linux, error) {
 		CPU:     &specs.LinuxCPU{Shares: new(uint64(pauseShares))},
 	}
 	l.MaskedPaths, l.ReadonlyPaths = DefaultMaskedPaths(in.Host.PossibleCPUs), DefaultReadonlyPaths()
-	l.MountLabel, l.RootfsPropagation = "", ""
-	want, err := Seccomp(in.Config.GetLinux().GetSecurityContext(), in.Policy)
+	l.MountLabel, l.RootfsPropagation = in.Labels.Mount, ""
+	want, err := Seccomp(in.Config.GetLinux().GetSecurityContext(), in.Handler, in.Policy)
 	if err != nil {
 		return nil, err
 	}
@@ -202,13 +205,6 @@ func pauseMounts(in *PauseInput) []specs.Mount {
 		}
 	}
 	return ordered(list)
-}
-
-func checkSandboxSELinux(in *PauseInput) error {
-	if in.Policy.EnableSELinux && in.Host.SELinux && in.Config.GetLinux().GetSecurityContext().GetSelinuxOptions() != nil {
-		return fmt.Errorf("config.linux.security_context.selinux_options: %w", errdefs.ErrNotImplemented)
-	}
-	return nil
 }
 
 // Hostname is the name a pod's processes see: its own, or the node's where it

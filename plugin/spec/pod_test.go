@@ -201,10 +201,6 @@ func TestPauseErrors(t *testing.T) {
 		"seccomp profile /p": {errdefs.ErrInvalidArgument, func(in *PauseInput) {
 			in.Config.Linux.SecurityContext.Seccomp = profile(cri.SecurityProfile_Localhost, "/p")
 		}},
-		"selinux_options": {errdefs.ErrNotImplemented, func(in *PauseInput) {
-			in.Host.SELinux, in.Policy.EnableSELinux = true, true
-			in.Config.Linux.SecurityContext.SelinuxOptions = &cri.SELinuxOption{Type: "x"}
-		}},
 		"apparmor": {errdefs.ErrFailedPrecondition, func(in *PauseInput) {
 			in.Config.Linux.SecurityContext.Apparmor = profile(cri.SecurityProfile_Localhost, "p")
 		}},

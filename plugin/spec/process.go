@@ -40,12 +40,23 @@ func containerProcess(in *ContainerInput, base *specs.Process) (*specs.Process, 
 	if p.OOMScoreAdj, err = containerOOMScore(in, base.OOMScoreAdj); err != nil {
 		return nil, err
 	}
+	p.Rlimits = rlimits(base.Rlimits, in.Policy.Defaults.Rlimits)
 	p.Terminal = in.Config.GetTty()
 	p.ConsoleSize = nil
 	p.User = processUser(in.User)
 	p.NoNewPrivileges = in.security().GetNoNewPrivs()
-	p.SelinuxLabel = ""
 	return &p, nil
+}
+
+// rlimits are the base's, and the node's of the types that it does not have.
+func rlimits(base, node []specs.POSIXRlimit) []specs.POSIXRlimit {
+	list := slices.Clone(base)
+	for _, l := range node {
+		if !slices.ContainsFunc(base, func(b specs.POSIXRlimit) bool { return b.Type == l.Type }) {
+			list = append(list, l)
+		}
+	}
+	return list
 }
 
 func processUser(u facts.User) specs.User {
@@ -112,7 +123,7 @@ func environment(in *ContainerInput, base []string) ([]string, error) {
 	if in.Config.GetTty() {
 		e.set(defaultTerm)
 	}
-	for _, kv := range base {
+	for _, kv := range slices.Concat(in.Policy.Defaults.Env, base) {
 		e.set(kv)
 	}
 	e.set("HOSTNAME=" + Hostname(in.Pod, in.Host))

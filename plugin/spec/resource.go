@@ -38,7 +38,7 @@ func Resources(update *cri.LinuxContainerResources, base *specs.LinuxResources, 
 	}
 	for _, step := range []func() error{
 		func() error { return applyCPU(r, update) },
-		func() error { return applyMemory(r, update, cg) },
+		func() error { return applyMemory(r, update, cg, p) },
 		func() error { return applyHugepages(r, update, cg, p) },
 		func() error { return applyUnified(r, update, cg) },
 	} {
@@ -47,6 +47,28 @@ func Resources(update *cri.LinuxContainerResources, base *specs.LinuxResources, 
 		}
 	}
 	return r, nil
+}
+
+// Update returns a container's specification with a request applied to it:
+// Resources, and the OOM score where the request has one. It does not change s.
+func Update(s *specs.Spec, update *cri.LinuxContainerResources, host facts.Host, p Policy) (*specs.Spec, error) {
+	if s.Linux == nil || s.Process == nil {
+		return nil, fmt.Errorf("the specification is not a container's: %w", errdefs.ErrInternal)
+	}
+	out, linux, process := *s, *s.Linux, *s.Process
+	out.Linux, out.Process = &linux, &process
+	var err error
+	if linux.Resources, err = Resources(update, s.Linux.Resources, host.Cgroup, p); err != nil {
+		return nil, err
+	}
+	if want := update.GetOomScoreAdj(); want != 0 {
+		score, err := OOMScoreAdj(want, host, p)
+		if err != nil {
+			return nil, err
+		}
+		process.OOMScoreAdj = &score
+	}
+	return &out, nil
 }
 
 func applyCPU(r *specs.LinuxResources, u *cri.LinuxContainerResources) error {
@@ -92,8 +114,11 @@ func applyCPU(r *specs.LinuxResources, u *cri.LinuxContainerResources) error {
 
 // applyMemory: -1 is no limit. The swap limit counts memory and swap together;
 // without one of its own a container gets no swap, that is, the memory limit.
-func applyMemory(r *specs.LinuxResources, u *cri.LinuxContainerResources, cg facts.Cgroup) error {
+func applyMemory(r *specs.LinuxResources, u *cri.LinuxContainerResources, cg facts.Cgroup, p Policy) error {
 	limit, swap := u.GetMemoryLimitInBytes(), u.GetMemorySwapLimitInBytes()
+	if limit > 0 && limit < p.Defaults.MinMemory {
+		return fmt.Errorf("linux.memory_limit_in_bytes: %d is less than the %d that container_min_memory demands: %w", limit, p.Defaults.MinMemory, errdefs.ErrInvalidArgument)
+	}
 	if limit < -1 {
 		return badResource("memory_limit_in_bytes", limit)
 	}

@@ -26,6 +26,15 @@ type Signal struct {
 
 var signalAliases = map[string]string{"SIGCLD": "SIGCHLD", "SIGIOT": "SIGABRT", "SIGPOLL": "SIGIO"}
 
+// ContainerSignal is StopSignal for a container, of which systemd has a signal
+// of its own where neither names one.
+func ContainerSignal(in ContainerInput) (Signal, error) {
+	if in.Systemd {
+		in.ImageConfig = systemdImage(in.ImageConfig)
+	}
+	return StopSignal(in.Config, in.ImageConfig)
+}
+
 // StopSignal returns the signal that ends a container gracefully: the CRI's,
 // else the image's, else SIGTERM.
 func StopSignal(cfg *cri.ContainerConfig, image imagespec.ImageConfig) (Signal, error) {

@@ -22,6 +22,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/facts"
+	"github.com/gantry-cri/gantry/plugin/record"
 )
 
 // rootfsDir is the root filesystem's place in every bundle.
@@ -42,6 +43,9 @@ type Handler struct {
 	BaseSpec *specs.Spec
 	// CgroupWritable mounts cgroups writable in unprivileged containers.
 	CgroupWritable bool
+	// SeccompProfile is the file with this handler's default profile, "" for
+	// that of Policy.
+	SeccompProfile string
 	// RecursiveReadOnly says that the runtime knows recursive read-only mounts.
 	RecursiveReadOnly bool
 	// IDMapMounts says that the runtime knows mounts that show other owners.
@@ -73,11 +77,28 @@ type Policy struct {
 	// and does not set them. CheckDefaultSysctls has passed.
 	DefaultSysctls  map[string]string
 	DisableAppArmor bool
-	EnableSELinux   bool
 	// IgnoreImageVolumes makes nothing of the volumes that an image declares.
 	IgnoreImageVolumes bool
 	// DeviceOwnership gives devices to run_as_user and run_as_group.
 	DeviceOwnership bool
+	// SeccompProfile is the file with the node's default profile, "" for the
+	// built-in one.
+	SeccompProfile string
+	Defaults       Defaults
+}
+
+// Defaults are what the node gives to every container unless something nearer
+// to it says otherwise: a handler's base specification, the image or the pod.
+type Defaults struct {
+	// Capabilities are names such as "CAP_CHOWN".
+	Capabilities []string
+	// Env holds NAME=value.
+	Env     []string
+	Rlimits []specs.POSIXRlimit
+	// PidsLimit bounds a container's processes and threads, 0 for none.
+	PidsLimit int64
+	// MinMemory is the least memory limit, in bytes, that is not refused.
+	MinMemory int64
 }
 
 // Namespaces are the paths of a pod's namespaces that containers join. A path
@@ -105,6 +126,8 @@ func ProcNamespace(pid uint32, kind string) string {
 // mounts nothing.
 type Files struct {
 	Hosts, Hostname, ResolvConf string
+	// Passwd and Group are one container's own.
+	Passwd, Group string
 	// Shm is the directory that becomes /dev/shm: the pod's tmpfs, or the
 	// host's /dev/shm with host IPC.
 	Shm string
@@ -136,8 +159,12 @@ type ContainerInput struct {
 	Devices []facts.Device
 	// HostDevices are all of the host's, for a privileged container.
 	HostDevices []facts.Device
-	// SeccompProfile is the content of the file that Seccomp says is needed.
+	// SeccompProfile is the content of the file that Seccomp names.
 	SeccompProfile []byte
+	// Labels are the container's SELinux labels, zero for none.
+	Labels record.Labels
+	// Systemd says that the first process is systemd.
+	Systemd bool
 }
 
 func (in *ContainerInput) security() *cri.LinuxContainerSecurityContext {
@@ -148,6 +175,9 @@ func (in *ContainerInput) privileged() bool { return in.security().GetPrivileged
 
 // Container returns the specification of a container.
 func Container(in ContainerInput) (*specs.Spec, error) {
+	if in.Systemd {
+		in.ImageConfig = systemdImage(in.ImageConfig)
+	}
 	s, err := container(&in)
 	if err != nil {
 		return nil, fmt.Errorf("generate container specification: %w", err)
@@ -204,12 +234,14 @@ func containerLinux(in *ContainerInput, l *specs.Linux) (*specs.Linux, error) {
 	if l.Resources, err = Resources(in.Config.GetLinux().GetResources(), l.Resources, in.Host.Cgroup, in.Policy); err != nil {
 		return nil, err
 	}
+	if n := in.Policy.Defaults.PidsLimit; n > 0 && l.Resources.Pids == nil {
+		l.Resources.Pids = &specs.LinuxPids{Limit: new(n)}
+	}
 	l.Devices, l.Resources.Devices, err = containerDevices(in, l.Devices, l.Resources.Devices)
 	if err != nil {
 		return nil, err
 	}
 	l.MaskedPaths, l.ReadonlyPaths = containerPaths(in, l)
-	l.MountLabel = ""
 	return l, nil
 }
 

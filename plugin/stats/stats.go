@@ -123,6 +123,21 @@ func (s *Stats) OOMKilled(c record.Container) (bool, error) {
 	return kills > 0, err
 }
 
+// WorkingSet is the memory that the container uses and that the kernel could
+// not just drop. It is not known of a container whose cgroup is gone.
+func (s *Stats) WorkingSet(c record.Container) (bytes uint64, known bool, err error) {
+	group, err := s.group(c.ID, c.Spec)
+	if err != nil {
+		return 0, false, err
+	}
+	r, err := s.books.read(group)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, false, nil
+	}
+	working := r.usage.minus(r.inactive)
+	return working.n, working.ok, err
+}
+
 // unused fills in the numbers of a container that never ran.
 func (s *Stats) unused(out *cri.ContainerStats) {
 	zero := known(0)

@@ -438,6 +438,9 @@ func (f *Fake) KillTree(ctx context.Context, path string, leader runtime.Leader)
 	})
 }
 
+// Set implements runtime.Cgroups. No group has any file.
+func (f *Fake) Set(path, _, _ string) error { return f.enter("set", filepath.Base(path)) }
+
 // Remove implements runtime.Cgroups.
 func (f *Fake) Remove(path string) error {
 	if err := f.enter("remove", filepath.Base(path)); err != nil {

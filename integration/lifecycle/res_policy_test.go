@@ -1,0 +1,321 @@
+package lifecycle
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// TestRES_03_MinMemory: at creation and at an update, in words.
+func TestRES_03_MinMemory(t *testing.T) {
+	t.Parallel()
+	const least = 12 << 20
+	b := newBoxOn(t, start(t, runtimeKey(least, "container_min_memory")))
+	b.refused(b.limits("small", &cri.LinuxContainerResources{MemoryLimitInBytes: 4 << 20}), codes.InvalidArgument, "memory_limit_in_bytes", "container_min_memory", fmt.Sprint(least))
+	id := b.run(b.limits("enough", &cri.LinuxContainerResources{MemoryLimitInBytes: 2 * least}))
+	wantError(t, b.update(id, &cri.LinuxContainerResources{MemoryLimitInBytes: 4 << 20}), codes.InvalidArgument, "container_min_memory")
+	if got := b.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); got != fmt.Sprint(2*least) {
+		t.Errorf("the limit is %s", got)
+	}
+	b.run(b.sleeper("unlimited"))
+}
+
+// scoreOf is a process's OOM score.
+func scoreOf(t *testing.T, pid int) int64 {
+	t.Helper()
+	return readInt(t, fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+}
+
+// TestRES_06_RestrictOOMScore: no process below the daemon's own score, which
+// is raised here, and which it may not lower.
+func TestRES_06_RestrictOOMScore(t *testing.T) {
+	t.Parallel()
+	const own = 300
+	b := newBoxOn(t, start(t, runtimeKey(true, "restrict_oom_score_adj"), startedBy(t, "choom", "-n", fmt.Sprint(own), "--")))
+	if got := scoreOf(t, b.PID()); got != own {
+		t.Fatalf("the daemon has %d", got)
+	}
+	for want, score := range map[int64]int64{-999: own, 0: own, own: own, 500: 500, 1000: 1000} {
+		id := b.run(b.limits(fmt.Sprint("score", want), &cri.LinuxContainerResources{OomScoreAdj: want}))
+		if got := scoreOf(t, b.begun(id)); got != score {
+			t.Errorf("%d became %d, want %d", want, got, score)
+		}
+	}
+	if got := scoreOf(t, pidOf(t, b.Daemon, b.pod)); got != own {
+		t.Errorf("the sandbox has %d", got)
+	}
+}
+
+// hugepages asks for a limit of the machine's first page size.
+func hugepages() *cri.LinuxContainerResources {
+	return &cri.LinuxContainerResources{HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}}}
+}
+
+// hasHugetlb says whether a runtime finds the controller: in a tree of its own,
+// or in that of a machine with version 2 alone.
+func hasHugetlb() bool {
+	text, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+	return versionOne("hugetlb") || err == nil && strings.Contains(string(text), "hugetlb")
+}
+
+// TestRES_08_HugepageLimits: with the controller the limit is set, without it
+// the container runs without one, and what is no page size is refused.
+func TestRES_08_HugepageLimits(t *testing.T) {
+	t.Parallel()
+	b := newBoxOn(t, start(t, runtimeKey(false, "disable_hugetlb_controller")))
+	id := b.run(b.limits("app", hugepages()))
+	if hasHugetlb() {
+		if got := b.knob(id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != fmt.Sprint(4<<20) {
+			t.Errorf("the limit is %s", got)
+		}
+	}
+	if got := b.status(id).Resources.Linux.HugepageLimits; len(got) != 1 || got[0].Limit != 4<<20 {
+		t.Errorf("the status has %v", got)
+	}
+	for _, size := range []string{"2M", "", "../2MB"} {
+		r := hugepages()
+		r.HugepageLimits[0].PageSize = size
+		b.refused(b.limits("bad", r), codes.InvalidArgument, "hugepage_limits[0].page_size")
+	}
+}
+
+// TestRES_09_Unified: raw files of version 2, and a clear answer where there is
+// no such tree alone.
+func TestRES_09_Unified(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	high := b.limits("high", &cri.LinuxContainerResources{Unified: map[string]string{"memory.high": "67108864"}})
+	if exists("/sys/fs/cgroup/cgroup.controllers") {
+		if got := b.knob(b.run(high), "memory", "memory.high", "memory.high"); got != "67108864" {
+			t.Errorf("memory.high is %s", got)
+		}
+	} else {
+		b.refused(high, codes.FailedPrecondition, "unified", "cgroup v2")
+	}
+	for _, key := range []string{"cgroup.procs", "../memory.high", "memory"} {
+		_, err := b.create(b.limits("bad", &cri.LinuxContainerResources{Unified: map[string]string{key: "1"}}))
+		if err == nil {
+			t.Errorf("%s was taken", key)
+		}
+	}
+}
+
+// TestRES_11_UpdateEveryField: each field alone, and what it does not name
+// stays.
+func TestRES_11_UpdateEveryField(t *testing.T) {
+	t.Parallel()
+	b := newBoxOn(t, start(t, runtimeKey(false, "disable_hugetlb_controller")))
+	const limit = 64 << 20
+	c := b.script("app", "sleep 1000 & exec sleep 1000")
+	c.Linux.Resources = &cri.LinuxContainerResources{
+		CpuPeriod: 100000, CpuQuota: 20000, CpuShares: 100, MemoryLimitInBytes: limit, MemorySwapLimitInBytes: limit,
+		OomScoreAdj: 500, CpusetCpus: "0-1", CpusetMems: "0",
+	}
+	id := b.run(c)
+	pid := b.begun(id)
+	v1 := versionOne("memory")
+	knob := func(controller, one, two string) func() string {
+		return func() string { return b.knob(id, controller, one, two) }
+	}
+	// On version 2, quota and period are in one file and swap is by itself.
+	choose := func(one, two string) string {
+		if v1 {
+			return one
+		}
+		return two
+	}
+	rows := []struct {
+		name   string
+		update *cri.LinuxContainerResources
+		read   func() string
+		want   string
+	}{
+		{"cpu_period", &cri.LinuxContainerResources{CpuPeriod: 50000}, knob("cpu", "cpu.cfs_period_us", "cpu.max"), choose("50000", "20000 50000")},
+		{"cpu_quota", &cri.LinuxContainerResources{CpuQuota: 30000}, knob("cpu", "cpu.cfs_quota_us", "cpu.max"), choose("30000", "30000 50000")},
+		{"cpu_shares", &cri.LinuxContainerResources{CpuShares: 200}, func() string { return b.knob(id, "cpu", "cpu.shares", "cpu.weight") }, choose("200", "")},
+		{"memory_limit_in_bytes", &cri.LinuxContainerResources{MemoryLimitInBytes: 2 * limit}, knob("memory", "memory.limit_in_bytes", "memory.max"), fmt.Sprint(2 * limit)},
+		{"memory_swap_limit_in_bytes", &cri.LinuxContainerResources{MemorySwapLimitInBytes: 3 * limit}, knob("memory", "memory.memsw.limit_in_bytes", "memory.swap.max"), choose(fmt.Sprint(3*limit), fmt.Sprint(limit))},
+		{"oom_score_adj", &cri.LinuxContainerResources{OomScoreAdj: 800}, func() string { return fmt.Sprint(scoreOf(t, pid)) }, "800"},
+		{"cpuset_cpus", &cri.LinuxContainerResources{CpusetCpus: "0"}, knob("cpuset", "cpuset.cpus", "cpuset.cpus"), "0"},
+		{"cpuset_mems", &cri.LinuxContainerResources{CpusetMems: "0"}, knob("cpuset", "cpuset.mems", "cpuset.mems"), "0"},
+	}
+	for i, row := range rows {
+		if err := b.update(id, row.update); err != nil {
+			t.Errorf("%s: %v", row.name, err)
+		}
+		for _, earlier := range rows[:i+1] {
+			if got := earlier.read(); got != earlier.want && earlier.want != "" && (v1 || earlier.name != "cpu_period") {
+				t.Errorf("after %s: %s is %s, want %s", row.name, earlier.name, got, earlier.want)
+			}
+		}
+	}
+	if err := b.update(id, hugepages()); err != nil {
+		t.Errorf("hugepage_limits: %v", err)
+	}
+	// The OOM score is that of every process.
+	pids, err := os.ReadFile(cgroupFile(t, pid, "memory", "cgroup.procs"))
+	if err != nil || len(strings.Fields(string(pids))) != 2 {
+		t.Errorf("the container has %q, %v", pids, err)
+	}
+	for p := range strings.FieldsSeq(string(pids)) {
+		if n, err := strconv.Atoi(p); err != nil || scoreOf(t, n) != 800 {
+			t.Errorf("process %s: %v", p, err)
+		}
+	}
+	status := b.status(id).Resources.Linux
+	if status.OomScoreAdj != 800 || status.MemorySwapLimitInBytes != 3*limit || status.CpuQuota != 30000 || status.CpuPeriod != 50000 || len(status.HugepageLimits) != 1 {
+		t.Errorf("the status has %v", status)
+	}
+	// One that fails in the middle sets everything back, the score included.
+	if err := b.update(id, &cri.LinuxContainerResources{OomScoreAdj: 900, CpusetCpus: "999"}); err == nil {
+		t.Error("a CPU that is not there was given")
+	}
+	if got := scoreOf(t, pid); got != 800 {
+		t.Errorf("an update that failed left the score %d", got)
+	}
+	wantError(t, b.update(id, &cri.LinuxContainerResources{OomScoreAdj: 1001}), codes.InvalidArgument, "oom_score_adj")
+	// Before the start it is the same.
+	id = b.mustCreate(b.limits("later", &cri.LinuxContainerResources{OomScoreAdj: 400}))
+	if err := b.update(id, &cri.LinuxContainerResources{OomScoreAdj: 600}); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.start(id); err != nil {
+		t.Fatal(err)
+	}
+	if got := scoreOf(t, b.begun(id)); got != 600 {
+		t.Errorf("set before the start: %d", got)
+	}
+}
+
+// TestRES_12_ShrinkBelowUsage: refused, in words, and nothing is killed; what
+// the kernel could drop does not count as used.
+func TestRES_12_ShrinkBelowUsage(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	const limit, block = 128 << 20, 40 << 20
+	c := b.script("app", fmt.Sprintf("head -c %d /dev/zero >/dev/shm/block; head -c %[1]d /dev/zero >/cached; sync /cached; cat /cached >/dev/null; echo ready; exec sleep 1000", block))
+	c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: limit}
+	id := b.run(c)
+	b.logged(id, "ready")
+	pid := b.pid(id)
+	before := b.status(id)
+	wantError(t, b.update(id, &cri.LinuxContainerResources{MemoryLimitInBytes: block / 2, CpuShares: 77}), codes.FailedPrecondition, "memory_limit_in_bytes", fmt.Sprint(block/2))
+	if got := b.knob(id, "memory", "memory.limit_in_bytes", "memory.max"); got != fmt.Sprint(limit) {
+		t.Errorf("the limit is %s", got)
+	}
+	now := b.status(id)
+	if now.State != cri.ContainerState_CONTAINER_RUNNING || b.pid(id) != pid || now.Resources.Linux.CpuShares != before.Resources.Linux.CpuShares {
+		t.Errorf("after a refused update: %v", now)
+	}
+	if err := b.update(id, &cri.LinuxContainerResources{MemoryLimitInBytes: limit - limit/8}); err != nil {
+		t.Errorf("down to what is above the usage: %v", err)
+	}
+}
+
+// TestRES_17_PidsLimit: a container that forks without end stops at the limit,
+// and the node does not notice.
+func TestRES_17_PidsLimit(t *testing.T) {
+	t.Parallel()
+	const limit = 40
+	b := newBoxOn(t, start(t, runtimeKey(limit, "pids_limit")))
+	id := b.run(b.sleeper("app"))
+	if got := b.knob(id, "pids", "pids.max", "pids.max"); got != fmt.Sprint(limit) {
+		t.Errorf("pids.max is %s", got)
+	}
+	// The shell that forks ends when it cannot any more; what it made stays.
+	bomb := b.run(b.script("bomb", "sh -c 'while :; do sleep 1000 & done'; echo over; exec sleep 1000"))
+	b.logged(bomb, "over")
+	eventually(t, ample, func() error {
+		if n := readInt(t, cgroupFile(t, b.pid(bomb), "pids", "pids.current")); n < limit-2 || n > limit {
+			return fmt.Errorf("%d processes", n)
+		}
+		return nil
+	})
+	b.stop(bomb, 0)
+	b.Exec(id, "true")
+	if err := b.update(id, &cri.LinuxContainerResources{CpuShares: 77}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.knob(id, "pids", "pids.max", "pids.max"); got != fmt.Sprint(limit) {
+		t.Errorf("after an update of something else pids.max is %s", got)
+	}
+}
+
+// TestRES_33_HugetlbSwitches: what the two switches make of a limit.
+func TestRES_33_HugetlbSwitches(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		tolerate, disable bool
+		runs              bool
+	}{{true, true, true}, {false, true, true}, {true, false, true}, {false, false, hasHugetlb()}} {
+		b := newBoxOn(t, start(t, runtimeKey(row.tolerate, "tolerate_missing_hugetlb_controller"), runtimeKey(row.disable, "disable_hugetlb_controller")))
+		if !row.runs {
+			b.refused(b.limits("app", hugepages()), codes.FailedPrecondition, "hugepage_limits", "controller")
+			continue
+		}
+		id := b.run(b.limits("app", hugepages()))
+		if hasHugetlb() && row.disable {
+			if got := b.knob(id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got == fmt.Sprint(4<<20) {
+				t.Error("the limit is set in spite of disable_hugetlb_controller")
+			}
+		}
+	}
+}
+
+// cgroupsMade makes a control group in every hierarchy there is, and removes it
+// after the test.
+func cgroupsMade(t *testing.T, name string) {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		if !strings.Contains(line, " - cgroup") || len(f) < 5 {
+			continue
+		}
+		dir := filepath.Join(f[4], name)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		// One of version 1 takes no process before it has CPUs and memory.
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if text, err := os.ReadFile(filepath.Join(f[4], file)); err == nil {
+				if err := os.WriteFile(filepath.Join(dir, file), text, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		t.Cleanup(func() {
+			if err := os.Remove(dir); err != nil && !os.IsNotExist(err) {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestRES_18_ShimCgroup: the shim of a pod is where the handler's option says,
+// and its containers are where the pod says.
+func TestRES_18_ShimCgroup(t *testing.T) {
+	t.Parallel()
+	group := fmt.Sprintf("/gantry-shims-%d", os.Getpid())
+	cgroupsMade(t, group)
+	b := newBoxOn(t, start(t, runtimeKey(group, "containerd", "runtimes", "runc", "options", "ShimCgroup")))
+	id := b.run(b.sleeper("app"))
+	shim := parentOf(t, b.begun(id))
+	for _, controller := range []string{"memory", "cpu", "pids"} {
+		if got := cgroupPath(t, shim, controller); got != group {
+			t.Errorf("the shim's %s group is %s", controller, got)
+		}
+		if got := cgroupPath(t, b.pid(id), controller); !strings.HasPrefix(got, b.CgroupParent) {
+			t.Errorf("the container's %s group is %s", controller, got)
+		}
+	}
+}

@@ -1,0 +1,154 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Change makes the running container what after says where before says
+// otherwise: resources through the runtime, and what no runtime takes in an
+// update, huge page limits and the OOM score, in the kernel. When it fails some
+// of it may be done.
+func (t *Task) Change(ctx context.Context, before, after *specs.Spec) error {
+	if err := t.Update(ctx, after.Linux.Resources, nil); err != nil {
+		return err
+	}
+	path := after.Linux.CgroupsPath
+	if err := t.tasks.setHugepages(path, before.Linux.Resources, after.Linux.Resources); err != nil {
+		return fmt.Errorf("update task %s: %w", t.ID(), err)
+	}
+	if score, changed := newScore(before.Process, after.Process); changed {
+		if err := t.tasks.setOOMScore(path, score); err != nil {
+			return fmt.Errorf("update task %s: %w", t.ID(), err)
+		}
+	}
+	return nil
+}
+
+// newScore is after's OOM score, and whether before has another.
+func newScore(before, after *specs.Process) (int, bool) {
+	score := func(p *specs.Process) int {
+		if p == nil || p.OOMScoreAdj == nil {
+			return 0
+		}
+		return *p.OOMScoreAdj
+	}
+	return score(after), score(before) != score(after)
+}
+
+// setHugepages writes the limits that changed. One that is only in before has
+// no old value to go back to, and is lifted.
+func (t *Tasks) setHugepages(path string, before, after *specs.LinuxResources) error {
+	old, now := pageLimits(before), pageLimits(after)
+	for size := range old {
+		if _, ok := now[size]; !ok {
+			now[size] = noPageLimit
+		}
+	}
+	for size, limit := range now {
+		if was, ok := old[size]; ok && was == limit {
+			continue
+		}
+		value := strconv.FormatUint(limit, 10)
+		v2 := value
+		if limit == noPageLimit {
+			value, v2 = "-1", "max"
+		}
+		for _, file := range []struct{ name, value string }{
+			{"hugetlb." + size + ".limit_in_bytes", value}, {"hugetlb." + size + ".max", v2},
+		} {
+			if err := t.cgs.Set(path, file.name, file.value); err != nil {
+				return fmt.Errorf("set huge page limit: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+const noPageLimit = ^uint64(0)
+
+func pageLimits(r *specs.LinuxResources) map[string]uint64 {
+	limits := map[string]uint64{}
+	if r == nil {
+		return limits
+	}
+	for _, l := range r.HugepageLimits {
+		limits[l.Pagesize] = l.Limit
+	}
+	return limits
+}
+
+// scoreRounds is how often new processes are looked for. A process that is made
+// meanwhile has the score of its parent, so few rounds find any.
+const scoreRounds = 100
+
+// setOOMScore gives every process of the control group the score.
+func (t *Tasks) setOOMScore(path string, score int) error {
+	done := map[int]bool{}
+	for range scoreRounds {
+		pids, err := t.cgs.Procs(path)
+		if err != nil {
+			return err
+		}
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return done[pid] })
+		if len(pids) == 0 {
+			return nil
+		}
+		for _, pid := range pids {
+			done[pid] = true
+		}
+		if err := t.score(path, pids, score); err != nil {
+			return fmt.Errorf("set OOM score %d: %w", score, err)
+		}
+	}
+	return fmt.Errorf("set OOM score %d: new processes come without end: %w", score, errdefs.ErrUnavailable)
+}
+
+// score writes the score of those of pids that still are members: a pid read
+// from a list may by now be somebody else's, so all are opened and looked up
+// again.
+func (t *Tasks) score(path string, pids []int, score int) error {
+	files := map[int]*os.File{}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for _, pid := range pids {
+		f, err := os.OpenFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), os.O_WRONLY, 0)
+		if gone(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		files[pid] = f
+	}
+	members, err := t.cgs.Procs(path)
+	if err != nil {
+		return err
+	}
+	for pid, f := range files {
+		if !slices.Contains(members, pid) {
+			continue
+		}
+		if _, err := f.WriteString(strconv.Itoa(score)); err != nil && !gone(err) {
+			return err
+		}
+	}
+	return nil
+}
+
+// gone reports whether err says that there is no such process any more.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+}

@@ -1,0 +1,52 @@
+package spec
+
+import (
+	"path"
+	"slices"
+
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// systemdSignal is what makes systemd shut down; SIGTERM makes it start again.
+const systemdSignal = "SIGRTMIN+3"
+
+// MayBeSystemd reports whether a container's command has a name that systemd
+// goes by. Only the program that it leads to in the image tells for sure.
+func MayBeSystemd(cfg *cri.ContainerConfig, image imagespec.ImageConfig) (program string, ok bool) {
+	args, err := Args(cfg, image)
+	if err != nil || !path.IsAbs(args[0]) {
+		return "", false
+	}
+	base := path.Base(args[0])
+	return args[0], base == "init" || base == "systemd"
+}
+
+// IsSystemd reports whether the program that a command leads to is systemd.
+func IsSystemd(program string) bool { return path.Base(program) == "systemd" }
+
+// systemdMounts are the directories that systemd wants to begin empty; what the
+// request mounts there stays.
+func systemdMounts() []specs.Mount {
+	var list []specs.Mount
+	for _, m := range []struct{ dir, mode string }{
+		{"/run", "mode=755"}, {"/run/lock", "mode=755"}, {"/tmp", "mode=1777"}, {"/var/log/journal", "mode=755"},
+	} {
+		list = append(list, specs.Mount{
+			Destination: m.dir, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "rw", m.mode},
+		})
+	}
+	return list
+}
+
+// systemdImage is the image's configuration with what systemd has to know,
+// where the image does not say otherwise: how it is ended, and that it runs in
+// a container.
+func systemdImage(image imagespec.ImageConfig) imagespec.ImageConfig {
+	if image.StopSignal == "" {
+		image.StopSignal = systemdSignal
+	}
+	image.Env = slices.Concat([]string{"container=oci"}, image.Env)
+	return image
+}
