@@ -81,9 +81,9 @@ func TestDeleteWaitsForNoSnapshotter(t *testing.T) {
 			t.Fatal("the garbage is not collected")
 		}
 	}
-	time.Sleep(50 * time.Millisecond)
+	<-time.After(50 * time.Millisecond) // it shows nothing by which to see that it waits
 	go func() { ended <- disk.Write(ctx, store.Change{DeleteContainer: c.ID}) }()
-	time.Sleep(50 * time.Millisecond)
+	<-time.After(50 * time.Millisecond)
 	close(b.goOn)
 	for range 3 {
 		select {
