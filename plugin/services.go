@@ -66,6 +66,7 @@ type services struct {
 	rpc        rpc.Options
 	sandboxes  *gsandbox.Service
 	containers *container.Service
+	stats      *stats.Stats
 	networks   *network.Networks
 	handlers   *handler.Handlers
 	streaming  *stream.Server
@@ -163,7 +164,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		sn := n.db.Snapshotter(name)
 		return sn, sn != nil
 	}, n.snapshotRoot)
-	measure := stats.New(n.facts, snaps, cfg.images.StatsCollectPeriod)
+	s.stats = stats.New(n.facts, snaps, cfg.images.StatsCollectPeriod)
 	files, err := podfiles.New(filepath.Join(n.stateDir, "sandboxes"), podfiles.Text{
 		Hostname:   func(c *criapi.PodSandboxConfig) string { return spec.Hostname(c, n.facts) },
 		ResolvConf: spec.ResolvConf,
@@ -188,7 +189,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	s.containers = container.New(container.Deps{
 		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
-		Specs: gen, Tasks: tasks{rt}, Streams: newStreams(n.stateDir, cfg.runtime), Cgroups: measure,
+		Specs: gen, Tasks: tasks{rt}, Streams: newStreams(n.stateDir, cfg.runtime), Cgroups: s.stats,
 		Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
@@ -200,7 +201,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	s.cri = cri.New(cri.Deps{
 		Sandboxes: s.sandboxes, Containers: s.containers, Images: images, Streaming: s.streaming, Network: nets,
-		Handlers: s.handlers, Validate: validate{}, Stats: measure, Version: semver(version.Version),
+		Handlers: s.handlers, Validate: validate{}, Stats: s.stats, Version: semver(version.Version),
 		Warnings: shownWarnings(cfg), Info: func() map[string]any { return map[string]any{"config": cfg.runtime} },
 	})
 	if !cfg.runtime.DisableAppArmor {
@@ -221,6 +222,11 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 func (s *services) start() {
 	s.background.Go("serve operations", s.serveOps)
 	s.background.Go("watch network", s.networks.Run)
+	s.background.Go("watch memory", func(ctx context.Context) {
+		if err := s.stats.Run(ctx); err != nil {
+			log.G(ctx).WithError(err).Error("that a container runs out of memory may go unnoticed")
+		}
+	})
 	s.background.Go("serve streams", func(ctx context.Context) {
 		if err := s.streaming.Serve(ctx); err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).Error("streaming server ended: exec, attach and port-forward do not work")

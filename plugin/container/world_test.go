@@ -302,6 +302,9 @@ func (x cgroups) OOMKilled(c record.Container) (bool, error) {
 	return x.d.w.oom[c.ID], nil
 }
 
+func (x cgroups) Follow(record.Container) error { return nil }
+func (x cgroups) Forget(string)                 {}
+
 // streams: there or not, and how often drained.
 type streams struct{ d *daemon }
 
