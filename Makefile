@@ -117,6 +117,26 @@ integration: race pinned bin/stock/containerd ## tests against a real daemon; RU
 	GANTRY_BIN=$(CURDIR)/bin/race:$(CURDIR)/bin go run ./tools/testrun -o $(OUT)/integration.jsonl -- \
 		-race -count=1 -p 1 -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(INTEGRATION_PKGS)
 
+# Not race-built: the emulation is slow enough. VM_RUN is what make vm-test runs
+# unless RUN says otherwise.
+VM_RUN        ?= POD_09|RES_09|RES_1[3456]|RES_20|RES_3[012]|LIF_13
+VM_TIMEOUT    ?= 30m
+.PHONY: vm-test
+vm-test: commands pinned bin/vmexec vm ## tests that need systemd and cgroup v2, in a virtual machine; RUN=regexp picks some (root)
+	@mkdir -p $(OUT) && rm -f $(OUT)/vm.jsonl
+	GANTRY_BIN=$(CURDIR)/bin GANTRY_VM=$(CURDIR)/bin/vm GANTRY_PATIENCE=8 go run ./tools/testrun -o $(OUT)/vm.jsonl -- \
+		-exec $(CURDIR)/bin/vmexec -count=1 -v -parallel 4 -timeout $(VM_TIMEOUT) -run '$(or $(RUN),$(VM_RUN))' ./integration/lifecycle
+
+.PHONY: vm
+vm:
+	@scripts/install-deps --vm
+	@scripts/vm-image bin/vm
+
+.PHONY: bin/vmexec
+bin/vmexec:
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o $@ ./tools/vmexec
+
 .PHONY: fault
 fault: race pinned ## crashes and stalls, the long way: 200 random kill -9 (root)
 	@mkdir -p $(OUT) && rm -f $(OUT)/fault.jsonl
@@ -142,8 +162,8 @@ features: ## writes docs/features.md from the inventory and the last test runs
 	@go run ./tools/features -inventory docs/inventory.tsv -partial docs/partial.tsv -o docs/features.md $(OUT)
 
 .PHONY: features-check
-features-check: ## fails when docs/features.md is not what the last test runs prove
-	@go run ./tools/features -inventory docs/inventory.tsv -partial docs/partial.tsv -check docs/features.md $(OUT)
+features-check: ## fails when docs/features.md is not what the last test runs prove; VM=required wants that of vm-test too
+	@go run ./tools/features -inventory docs/inventory.tsv -partial docs/partial.tsv $(if $(VM),-vm) -check docs/features.md $(OUT)
 
 ##@ Else
 

@@ -79,6 +79,7 @@ type services struct {
 	rpc        rpc.Options
 	sandboxes  *gsandbox.Service
 	containers *container.Service
+	stats      *stats.Stats
 	networks   *network.Networks
 	userns     *userns.Namespaces
 	handlers   *handler.Handlers
@@ -260,7 +261,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if err != nil {
 		return err
 	}
-	measure := stats.New(n.facts, snaps, cfg.images.StatsCollectPeriod)
+	s.stats = stats.New(n.facts, snaps, cfg.images.StatsCollectPeriod)
 	files, err := podfiles.New(filepath.Join(n.stateDir, "sandboxes"), podfiles.Text{
 		Hostname:   func(c *criapi.PodSandboxConfig) string { return spec.Hostname(c, n.facts) },
 		ResolvConf: spec.ResolvConf, Label: selinux.SetFiles,
@@ -306,7 +307,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	s.streams = newStreams(n.stateDir, cfg.runtime, keeper.New(filepath.Join(n.rootDir, keeper.Program), filepath.Join(n.stateDir, keeper.Socket)))
 	s.containers = container.New(container.Deps{
 		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
-		Volumes: volumes, Specs: gen, Files: files, Tasks: tasks{rt}, Streams: s.streams, Cgroups: measure,
+		Volumes: volumes, Specs: gen, Files: files, Tasks: tasks{rt}, Streams: s.streams, Cgroups: s.stats,
 		Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
@@ -318,7 +319,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	s.cri = cri.New(cri.Deps{
 		Sandboxes: s.sandboxes, Containers: s.containers, Images: images, Streaming: s.streaming, Network: nets,
-		Handlers: s.handlers, Validate: validate{}, Stats: measure, Version: semver(version.Version),
+		Handlers: s.handlers, Validate: validate{}, Stats: s.stats, Version: semver(version.Version),
 		Warnings: shownWarnings(cfg), Info: func() map[string]any { return map[string]any{"config": cfg.runtime} },
 	})
 	if n.facts.AppArmor && !cfg.runtime.DisableAppArmor {
@@ -342,6 +343,11 @@ func (s *services) start() {
 	s.background.Go("serve operations", s.serveOps)
 	s.background.Go("keep output", s.streams.keeper.Run)
 	s.background.Go("watch network", s.networks.Run)
+	s.background.Go("watch memory", func(ctx context.Context) {
+		if err := s.stats.Run(ctx); err != nil {
+			log.G(ctx).WithError(err).Error("that a container runs out of memory may go unnoticed")
+		}
+	})
 	s.background.Go("serve streams", func(ctx context.Context) {
 		if err := s.streaming.Serve(ctx); err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).Error("streaming server ended: exec, attach and port-forward do not work")

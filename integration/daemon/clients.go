@@ -14,10 +14,11 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// callTimeout bounds a unary call whose context has no deadline, so that a
+// daemon that hangs fails one test and not the run.
+var callTimeout = Patience(2 * time.Minute)
+
 const (
-	// callTimeout bounds a unary call whose context has no deadline, so that a
-	// daemon that hangs fails one test and not the run.
-	callTimeout = 2 * time.Minute
 	// Namespace is containerd's, for everything that CRI makes.
 	Namespace = "k8s.io"
 	// maxMessage is the size that the kubelet accepts.

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -107,12 +108,20 @@ func (in *Instance) config() Config {
 	plugin(RuntimePlugin, "cdi_spec_dirs", []string{in.path("cdi")})
 	runc := []string{"plugins", RuntimePlugin, "containerd", "runtimes", "runc"}
 	c.Set("io.containerd.runc.v2", append(runc, "runtime_type")...)
-	c.Set(Config{"Root": in.path("runc")}, append(runc, "options")...)
+	c.Set(in.RuncOptions(nil), append(runc, "options")...)
 	if in.set.stock {
 		c.Set(PauseImage, "plugins", ImagesPlugin, "pinned_images", "sandbox")
 		// It asks for a negative OOM score, which takes CAP_SYS_RESOURCE.
 		plugin(RuntimePlugin, "restrict_oom_score_adj", true)
 	}
+	return c
+}
+
+// RuncOptions are those of a handler that runs runc: a state directory of this
+// daemon's own, the cgroup driver, and more.
+func (in *Instance) RuncOptions(more Config) Config {
+	c := Config{"Root": in.path("runc"), "SystemdCgroup": in.SystemdCgroup()}
+	maps.Copy(c, more)
 	return c
 }
 

@@ -36,12 +36,11 @@ type Daemon struct {
 	owner string // marks this test's pods on a shared daemon
 }
 
-const (
-	// opTimeout bounds one step of a daemon's life: start, stop, cleaning.
-	opTimeout = time.Minute
-	// logTail is how many lines of log a failed test shows.
-	logTail = 60
-)
+// opTimeout bounds one step of a daemon's life: start, stop, cleaning.
+var opTimeout = Patience(time.Minute)
+
+// logTail is how many lines of log a failed test shows.
+const logTail = 60
 
 // Start starts a daemon that serves until the test ends. It skips the test
 // without root, and fails it when a binary is missing.

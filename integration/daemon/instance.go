@@ -20,14 +20,15 @@ import (
 	"github.com/gantry-cri/gantry/integration/host"
 )
 
-const (
+var (
 	// stopTimeout is what a daemon has to end after SIGTERM.
-	stopTimeout = 30 * time.Second
+	stopTimeout = Patience(30 * time.Second)
 	// settleTimeout is what the machine has to become as it was.
-	settleTimeout = 15 * time.Second
-	// raceLog opens the names of the files that a race-built program writes.
-	raceLog = "race"
+	settleTimeout = Patience(15 * time.Second)
 )
+
+// raceLog opens the names of the files that a race-built program writes.
+const raceLog = "race"
 
 // Instance is a daemon's directory, names and, while it runs, its process. Its
 // methods may be called from several goroutines, save those that start and end
@@ -149,6 +150,11 @@ func (in *Instance) Start(ctx context.Context) error {
 	return nil
 }
 
+// Command is how the daemon is run, for a test that has somebody else do it.
+func (in *Instance) Command() (argv, env []string) {
+	return []string{in.set.binary, "--config", in.path("config.toml")}, in.set.environ(in.Dir)
+}
+
 func (in *Instance) spawn() error {
 	if in.running() != nil {
 		return errors.New("it runs already")
@@ -158,9 +164,10 @@ func (in *Instance) spawn() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(in.set.binary, "--config", in.path("config.toml"))
+	argv, env := in.Command()
+	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Dir = in.Dir
-	cmd.Env = in.set.environ(in.Dir)
+	cmd.Env = env
 	cmd.Stdout, cmd.Stderr = log, log
 	// A test that dies takes its daemon along; a ^C at the terminal is for the
 	// test alone, which then stops the daemon.

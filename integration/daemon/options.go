@@ -30,6 +30,7 @@ func (c Config) Set(value any, path ...string) {
 type settings struct {
 	binary   string // looked up on binDirs when it has no slash
 	noCRI    bool
+	cgroupfs bool
 	stock    bool
 	env      map[string]string
 	path     []string
@@ -84,6 +85,11 @@ func Stock() Option {
 // NoCRI runs a daemon that is not expected to serve CRI.
 func NoCRI() Option {
 	return func(s *settings) { s.noCRI = true }
+}
+
+// Cgroupfs has the daemon make cgroups itself where systemd would.
+func Cgroupfs() Option {
+	return func(s *settings) { s.cgroupfs = true }
 }
 
 // PauseImage is the name under which Stock looks for its pause image.

@@ -23,7 +23,7 @@ const slotDir = "/tmp/gantry-test-slots"
 const slots = 100
 
 // sweepTimeout bounds the cleaning after one dead test.
-const sweepTimeout = 20 * time.Second
+var sweepTimeout = Patience(20 * time.Second)
 
 // slot is a number that this process alone has until it releases it, and the
 // names made of it.
@@ -32,7 +32,9 @@ type slot struct {
 	lock *os.File
 }
 
-func (s slot) cgroupParent() string { return fmt.Sprintf("/gantry-test-%d", s.n) }
+// cgroupParent has the name of a slice, which any cgroup may have and which
+// systemd wants.
+func (s slot) cgroupParent() string { return fmt.Sprintf("/gantrytest%d.slice", s.n) }
 func (s slot) bridge() string       { return fmt.Sprintf("gtest%d", s.n) }
 func (s slot) network() string      { return fmt.Sprintf("gantry-test-%d", s.n) }
 

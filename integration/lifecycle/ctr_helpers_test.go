@@ -21,7 +21,7 @@ import (
 )
 
 // ample is what anything may take that is not measured.
-const ample = 45 * time.Second
+var ample = daemon.Patience(45 * time.Second)
 
 // push puts an image into the package's registry.
 func push(t *testing.T, nameTag string, img v1.Image) string {

@@ -202,15 +202,17 @@ func TestMNT_17_Ordering(t *testing.T) {
 	}
 }
 
+// makeCgroup makes a cgroup at the root of what a container sees of them.
+const makeCgroup = "d=$(ls -d /sys/fs/cgroup/memory 2>/dev/null || echo /sys/fs/cgroup); mkdir $d/mine && rmdir $d/mine"
+
 func TestMNT_22_CgroupMount(t *testing.T) {
 	t.Parallel()
 	b := newBox(t, privileged)
-	try := "d=$(ls -d /sys/fs/cgroup/memory 2>/dev/null || echo /sys/fs/cgroup); mkdir $d/mine && rmdir $d/mine"
 	id := b.run(b.sleeper("normal"))
-	if out, code := tryExec(t, b.Daemon, id, "sh", "-c", try); code == 0 || !strings.Contains(out, "Read-only") {
+	if out, code := tryExec(t, b.Daemon, id, "sh", "-c", makeCgroup); code == 0 || !strings.Contains(out, "Read-only") {
 		t.Errorf("normal: %q, %d", out, code)
 	}
-	b.Exec(b.run(b.privilegedSleeper("privileged")), "sh", "-c", try)
+	b.Exec(b.run(b.privilegedSleeper("privileged")), "sh", "-c", makeCgroup)
 }
 
 func TestCTR_22_StatusMounts(t *testing.T) {

@@ -21,12 +21,11 @@ import (
 	"github.com/gantry-cri/gantry/integration/images"
 )
 
-const (
-	// soon is how long something may take that takes milliseconds on an idle
-	// machine.
-	soon = 20 * time.Second
-	poll = 20 * time.Millisecond
-)
+// soon is how long something may take that takes milliseconds on an idle
+// machine.
+var soon = daemon.Patience(20 * time.Second)
+
+const poll = 20 * time.Millisecond
 
 // shared returns the package's daemon, ready to run pods.
 func shared(t *testing.T) *daemon.Daemon {

@@ -59,7 +59,7 @@ func addStubHandler(in *daemon.Instance, c daemon.Config) {
 func addHandler(in *daemon.Instance, c daemon.Config, name string, keys daemon.Config) {
 	at := []string{"plugins", daemon.RuntimePlugin, "containerd", "runtimes", name}
 	c.Set("io.containerd.runc.v2", append(at, "runtime_type")...)
-	c.Set(daemon.Config{"Root": filepath.Join(in.Dir, "runc")}, append(at, "options")...)
+	c.Set(in.RuncOptions(nil), append(at, "options")...)
 	for k, v := range keys {
 		c.Set(v, append(at, k)...)
 	}

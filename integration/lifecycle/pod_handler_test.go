@@ -63,7 +63,7 @@ func TestRTH_02_Features(t *testing.T) {
 		// A runtime from before there was the command.
 		old := filepath.Join(in.Dir, "old-runc")
 		must(os.WriteFile(old, []byte("#!/bin/sh\nfor a; do [ \"$a\" != features ] || { echo 'no such command' >&2; exit 1; }; done\nexec runc \"$@\"\n"), 0o755))
-		addHandler(in, c, "old", daemon.Config{"options": daemon.Config{"BinaryName": old, "Root": filepath.Join(in.Dir, "runc")}})
+		addHandler(in, c, "old", daemon.Config{"options": in.RuncOptions(daemon.Config{"BinaryName": old})})
 	}))
 	want := map[string]bool{"": true, "runc": true, otherHandler: true, "old": false, brokenHandler: false}
 	eventually(t, soon, func() error { // runtimes are asked in the background

@@ -166,13 +166,13 @@ func TestPOD_08_Annotations(t *testing.T) {
 func TestPOD_09_CgroupParent(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	parent := d.CgroupParent + "/kubepods/burstable/pod-09"
+	parent := d.PodParent("kubepods", "burstable", "pod-09")
 	p := runPod(d, "grouped", func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent })
 	ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d)))
 	for _, id := range []string{p.id, ctr} {
 		for _, controller := range []string{"memory", "cpu", "pids"} {
-			if got := cgroupPath(t, pidOf(t, d, id), controller); got != parent+"/"+id {
-				t.Errorf("%s cgroup is %q, want %q", controller, got, parent+"/"+id)
+			if got, want := cgroupPath(t, pidOf(t, d, id), controller), d.CgroupOf(parent, id); got != want {
+				t.Errorf("%s cgroup is %q, want %q", controller, got, want)
 			}
 		}
 	}

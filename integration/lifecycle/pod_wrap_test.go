@@ -54,7 +54,7 @@ func addWrappedHandlers(in *daemon.Instance, c daemon.Config) {
 	runc := writeWrapper(dir, "slow-runc", "runc", runcCreate)
 	addHandler(in, c, otherHandler, nil)
 	addHandler(in, c, slowHandler, daemon.Config{
-		"runtime_path": shim, "options": daemon.Config{"BinaryName": runc, "Root": filepath.Join(in.Dir, "runc")},
+		"runtime_path": shim, "options": in.RuncOptions(daemon.Config{"BinaryName": runc}),
 	})
 	addHandler(in, c, brokenHandler, daemon.Config{"options": daemon.Config{"BinaryName": "/no/such/runtime"}})
 }

@@ -85,9 +85,9 @@ func TestRES_08_HugepageLimits(t *testing.T) {
 	}
 }
 
-// TestRES_09_Unified: raw files of version 2, and a clear answer where there is
+// TestRES_09_UnifiedElsewhere: raw files of version 2, and a clear answer where there is
 // no such tree alone.
-func TestRES_09_Unified(t *testing.T) {
+func TestRES_09_UnifiedElsewhere(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
 	high := b.limits("high", &cri.LinuxContainerResources{Unified: map[string]string{"memory.high": "67108864"}})

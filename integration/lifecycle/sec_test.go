@@ -137,7 +137,7 @@ func TestSEC_05_Privileged(t *testing.T) {
 		"/proc/sys":   "echo $(cat /proc/sys/kernel/domainname) >/proc/sys/kernel/domainname",
 		"mount":       "mkdir /tmp/m && mount -t tmpfs none /tmp/m && touch /tmp/m/x",
 		"/sys":        "mkdir /sys/fs/bpf/x || grep ' /sys ' /proc/mounts | grep -w rw || { cat /proc/mounts; exit 1; }",
-		"cgroup":      "mkdir /sys/fs/cgroup/memory/mine && rmdir /sys/fs/cgroup/memory/mine",
+		"cgroup":      makeCgroup,
 		"device node": "[ -c /dev/kmsg ] && head -c 1 /dev/urandom >/dev/null && mknod /tmp/fuse c 10 229 && : <>/tmp/fuse",
 	} {
 		if out, code := tryExec(t, b.Daemon, id, "sh", "-c", script); code != 0 {

@@ -66,8 +66,8 @@ func TestPOD_15_UserNamespace(t *testing.T) {
 	}
 }
 
-// makeCgroup tries to.
-const makeCgroup = "mkdir $(ls -d /sys/fs/cgroup/memory 2>/dev/null || echo /sys/fs/cgroup)/mine"
+// makeOneMore tries to make a cgroup.
+const makeOneMore = "mkdir $(ls -d /sys/fs/cgroup/memory 2>/dev/null || echo /sys/fs/cgroup)/mine"
 
 // TestPOD_15_Files: the pod's own files and its /dev/shm belong to its root, in
 // every container of it.
@@ -91,7 +91,7 @@ func TestPOD_15_Files(t *testing.T) {
 			t.Errorf("no%s in\n%s", want, mounts)
 		}
 	}
-	if out, code := tryExec(t, b.Daemon, first, "sh", "-c", makeCgroup); code == 0 {
+	if out, code := tryExec(t, b.Daemon, first, "sh", "-c", makeOneMore); code == 0 {
 		t.Errorf("a cgroup was made: %q", out)
 	}
 	if got := sh(b.Daemon, first, "echo x > /dev/null && head -c 7 /dev/urandom | wc -c"); got != "7" {
@@ -399,7 +399,7 @@ func TestPOD_17_HostNetwork(t *testing.T) {
 	if got := sh(b.Daemon, id, "cat /sys/class/net/lo/address"); got != "00:00:00:00:00:00" {
 		t.Errorf("address of lo is %q", got)
 	}
-	for _, try := range []string{"echo 1500 > /sys/class/net/lo/mtu", makeCgroup, "ip link set lo mtu 1400"} {
+	for _, try := range []string{"echo 1500 > /sys/class/net/lo/mtu", makeOneMore, "ip link set lo mtu 1400"} {
 		if out, code := tryExec(t, b.Daemon, id, "sh", "-c", try); code == 0 {
 			t.Errorf("%s: %q", try, out)
 		}

@@ -202,8 +202,12 @@ const (
 // Cgroups reads the kernel's books.
 type Cgroups interface {
 	// OOMKilled reports whether the kernel killed a process of the container
-	// for want of memory. The cgroup must still exist.
+	// for want of memory. The cgroup must still exist, or Follow have seen it.
 	OOMKilled(c record.Container) (bool, error)
+	// Follow looks out for that until Forget: who made the cgroup may remove it
+	// as soon as the last process has ended.
+	Follow(c record.Container) error
+	Forget(id string)
 	// WorkingSet is the memory in use that the kernel could not just drop.
 	WorkingSet(c record.Container) (bytes uint64, known bool, err error)
 }
@@ -327,6 +331,7 @@ func (s *Service) streamOf(l *live) Stream {
 
 // leave forgets it, after its exit was recorded.
 func (s *Service) leave(id string) {
+	s.Cgroups.Forget(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l, ok := s.live[id]; ok {

@@ -118,6 +118,14 @@ func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit 
 	return nil
 }
 
+// follow has the kernel's books watched. Without it the reason of an exit may be
+// less exact, which is no reason not to run.
+func (s *Service) follow(ctx context.Context, c record.Container) {
+	if err := s.Cgroups.Follow(c); err != nil {
+		log.G(ctx).WithField("container", c.ID).WithError(err).Warn("that the container runs out of memory may go unnoticed")
+	}
+}
+
 func (s *Service) reasonOf(ctx context.Context, c record.Container, exit record.Exit) string {
 	oom, err := s.Cgroups.OOMKilled(c)
 	if err != nil {

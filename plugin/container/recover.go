@@ -162,6 +162,7 @@ func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error 
 	if state.Status == TaskStopped {
 		return s.settleEnd(ctx, c, l, ending{exit: state.Exit})
 	}
+	s.follow(ctx, c)
 	s.watch(c, l, s.subscribe(t))
 	return nil
 }

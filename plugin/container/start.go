@@ -110,6 +110,7 @@ func (s *Service) release(ctx context.Context, u *undo.Stack, sb record.Sandbox,
 		return err
 	}
 	exit := s.subscribe(task) // before it can end
+	s.follow(ctx, c)
 	operation.Stage(ctx, "start task")
 	started := time.Now() // a container that ends at once does not end before it
 	if err := task.Start(ctx); err != nil {

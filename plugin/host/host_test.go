@@ -137,7 +137,8 @@ func TestProbeOtherModes(t *testing.T) {
 	}
 	v2files := map[string]string{
 		"proc/self/mountinfo": v2Mounts, "proc/self/cgroup": v2Self,
-		"sys/fs/cgroup/system.slice/containerd.service/cgroup.controllers": "cpuset cpu io memory hugetlb pids\n",
+		"sys/fs/cgroup/cgroup.controllers":                                 "cpuset cpu io memory hugetlb pids\n",
+		"sys/fs/cgroup/system.slice/containerd.service/cgroup.controllers": "memory pids\n",
 		"sys/fs/cgroup/system.slice/containerd.service/memory.swap.max":    "max",
 		"proc/self/status": strings.ReplaceAll(statusFile, "000001fffeffffff", "000001ffffffffff"),
 	}

@@ -167,7 +167,9 @@ func (p prober) cgroup(h *facts.Host) error {
 		return err
 	}
 	if cg.V2() {
-		b, err := p.read(filepath.Join(cg.Unified, cg.Self[""], "cgroup.controllers"))
+		// Those of the root, where pods have their cgroups: the daemon's own may
+		// lack some, as systemd hands down to a service what it asks for.
+		b, err := p.read(filepath.Join(cg.Unified, "cgroup.controllers"))
 		if err != nil {
 			return err
 		}
@@ -191,10 +193,9 @@ func (p prober) swapAccounting(cg facts.Cgroup) bool {
 		return p.exists(filepath.Join(cg.Controllers["memory"], "memory.memsw.limit_in_bytes")) ||
 			p.exists(filepath.Join(cg.Controllers["memory"], cg.Self["memory"], "memory.memsw.limit_in_bytes"))
 	}
-	own := filepath.Join(p.root, cg.Unified, cg.Self[""])
-	if _, err := os.Stat(filepath.Join(own, "memory.swap.max")); err == nil {
+	if p.exists(filepath.Join(cg.Unified, cg.Self[""], "memory.swap.max")) {
 		return true
 	}
-	below, err := filepath.Glob(filepath.Join(own, "*", "memory.swap.max"))
-	return err == nil && len(below) > 0
+	others, err := filepath.Glob(filepath.Join(p.root, cg.Unified, "*", "memory.swap.max"))
+	return err == nil && len(others) > 0
 }

@@ -107,7 +107,7 @@ func (b books) readMemoryV1(r *reader, dir string, out *reading) {
 func (b books) oomKills(group string) (uint64, error) {
 	dir, file := below(b.memory, group), "memory.oom_control"
 	if b.v2 {
-		file = "memory.events"
+		file = memoryEvents
 	}
 	r := &reader{}
 	var kills count
@@ -116,6 +116,22 @@ func (b books) oomKills(group string) (uint64, error) {
 		return 0, fmt.Errorf("read cgroup %s: %w", group, r.err)
 	}
 	return kills.n, nil
+}
+
+// memoryEvents is the file of version 2 that counts what want of memory did.
+const memoryEvents = "memory.events"
+
+// oomed reports whether want of memory made the kernel kill a process of the
+// group, or choose one to be killed: that is counted before, and the group may
+// be gone before the other count is told.
+func (b books) oomed(group string) (bool, error) {
+	r := &reader{}
+	var chosen, killed count
+	r.keys(below(b.memory, group), memoryEvents, want{"oom", &chosen}, want{"oom_kill", &killed})
+	if r.err != nil {
+		return false, fmt.Errorf("read cgroup %s: %w", group, r.err)
+	}
+	return chosen.n > 0 || killed.n > 0, nil
 }
 
 // processes counts the processes in the group and in those beneath it.

@@ -2,8 +2,10 @@
 // CPU time, memory, swap, pressure, network counters, processes killed for want
 // of memory, and how much the writable layers hold.
 //
-// It changes nothing on the machine, runs nothing in the background and asks no
-// shim: a container costs a few reads of small files when somebody asks. What it
+// It changes nothing on the machine and asks no shim: a container costs a few
+// reads of small files when somebody asks. The one thing that cannot be read
+// afterwards, that a process was killed for want of memory, is looked out for
+// while a container runs (oom.go). What it
 // remembers between two requests, the last CPU readings and the size of a
 // writable layer, which is dear to measure, is forgotten when nobody has asked
 // for two minutes. Where controllers are on version 1 hierarchies and a version
@@ -47,6 +49,7 @@ type Stats struct {
 	patience time.Duration
 	now      func() time.Time
 	walks    flight.Group[string, layer]
+	kills    *kills
 
 	mu      sync.Mutex
 	entries map[string]*entry
@@ -68,7 +71,7 @@ type entry struct {
 func New(host facts.Host, usage Usage, period time.Duration) *Stats {
 	s := &Stats{
 		books: newBooks(host.Cgroup), usage: usage, period: period,
-		patience: patience, now: time.Now, entries: map[string]*entry{},
+		patience: patience, now: time.Now, entries: map[string]*entry{}, kills: newKills(host.Cgroup.V2()),
 	}
 	// A layer that takes longer than a client waits would never be measured
 	// if each of them took the measurement with it when it leaves.
@@ -103,24 +106,6 @@ func (s *Stats) Container(ctx context.Context, c record.Container) (*cri.Contain
 		return nil, err
 	}
 	return out, nil
-}
-
-// OOMKilled reports whether the kernel killed a process of the container for
-// want of memory: the container's, the pod's or the machine's. The cgroup must
-// still exist; of one that is gone nothing is known, and the answer is no.
-func (s *Stats) OOMKilled(c record.Container) (bool, error) {
-	group, err := s.group(c.ID, c.Spec)
-	if errdefs.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	kills, err := s.books.oomKills(group)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return kills > 0, err
 }
 
 // WorkingSet is the memory that the container uses and that the kernel could

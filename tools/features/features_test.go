@@ -36,6 +36,9 @@ func TestClaims(t *testing.T) {
 		"a subtest alone is no proof":  {"", []string{ran("pass", "TestAll/TestPOD_01_A")}, "| not yet |  |", false},
 		"two passed":                   {"", []string{ran("pass", "TestPOD_01_A") + ran("pass", "TestPOD_01_B")}, "`integration/x.TestPOD_01_A` `integration/x.TestPOD_01_B`", false},
 		"partial":                      {"POD-01\tno UTF-8\n", []string{ran("pass", "TestPOD_01_A")}, "| **partial**: no UTF-8 |", false},
+		"partial, one skipped":         {"POD-01\tno UTF-8\n", []string{ran("pass", "TestPOD_01_A") + ran("skip", "TestPOD_01_B")}, "| **partial**: no UTF-8 | `integration/x.TestPOD_01_A` |", false},
+		"partial, all skipped":         {"POD-01\tno UTF-8\n", []string{ran("skip", "TestPOD_01_A")}, "POD-01 is listed as partial", true},
+		"partial, one failed":          {"POD-01\tno UTF-8\n", []string{ran("pass", "TestPOD_01_A") + ran("fail", "TestPOD_01_B")}, "POD-01 is listed as partial", true},
 		"partial without a test":       {"POD-01\tno UTF-8\n", []string{ran("pass", "TestOther")}, "POD-01 is listed as partial", true},
 		"partial with a failing test":  {"POD-01\tno UTF-8\n", []string{ran("fail", "TestPOD_01_A")}, "POD-01 is listed as partial", true},
 		"a test of an unknown row":     {"", []string{ran("pass", "TestPOD_77_A")}, "names row POD-77", true},
@@ -44,7 +47,7 @@ func TestClaims(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := write(t, tc.partial, tc.records)
-			page, err := generate(filepath.Join(dir, "inventory"), filepath.Join(dir, "partial"), dir)
+			page, err := generate(inputIn(dir), "")
 			got := string(page)
 			if err != nil {
 				got = err.Error()
@@ -61,17 +64,69 @@ func TestClaims(t *testing.T) {
 // TestCheck: a page passes only when the records prove it to the letter.
 func TestCheck(t *testing.T) {
 	dir := write(t, "", []string{ran("pass", "TestPOD_01_A")})
-	inv, part, page := filepath.Join(dir, "inventory"), filepath.Join(dir, "partial"), filepath.Join(dir, "page")
-	if err := run(inv, part, dir, page, ""); err != nil {
+	page := filepath.Join(dir, "page")
+	if err := run(inputIn(dir), page, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := run(inv, part, dir, "", page); err != nil {
+	if err := run(inputIn(dir), "", page); err != nil {
 		t.Errorf("fresh page: %v", err)
 	}
 	put(t, filepath.Join(dir, "0.jsonl"), ran("fail", "TestPOD_01_A"))
-	err := run(inv, part, dir, "", page)
+	err := run(inputIn(dir), "", page)
 	if err == nil || !strings.Contains(err.Error(), "page says:  | POD-01") || !strings.Contains(err.Error(), "proved:     | POD-01") {
 		t.Errorf("page that claims too much: %v", err)
+	}
+}
+
+func inputIn(dir string) input {
+	return input{inventory: filepath.Join(dir, "inventory"), partial: filepath.Join(dir, "partial"), records: dir}
+}
+
+// TestVirtualMachine: what the other place adds to a row, and how far a page is
+// believed when there is no record of it.
+func TestVirtualMachine(t *testing.T) {
+	const name = "integration/x.TestPOD_01_A"
+	for what, tc := range map[string]struct{ here, vm, want string }{
+		"skipped here":  {ran("skip", "TestPOD_01_A"), ran("pass", "TestPOD_01_A"), "| **works** | `" + name + "` (VM) |"},
+		"skipped there": {ran("pass", "TestPOD_01_A"), ran("skip", "TestPOD_01_A"), "| **works** | `" + name + "` |"},
+		"in both":       {ran("pass", "TestPOD_01_A"), ran("pass", "TestPOD_01_A"), "| **works** | `" + name + "` |"},
+		"in neither":    {ran("skip", "TestPOD_01_A"), ran("skip", "TestPOD_01_A"), "| not yet |  |"},
+		"failed there":  {ran("pass", "TestPOD_01_A"), ran("fail", "TestPOD_01_A"), "| not yet |  |"},
+		"failed here":   {ran("fail", "TestPOD_01_A"), ran("pass", "TestPOD_01_A"), "| not yet |  |"},
+		"cut short":     {ran("skip", "TestPOD_01_A"), event("run", "TestPOD_01_A"), "| not yet |  |"},
+		"there alone":   {ran("pass", "TestOther"), ran("pass", "TestPOD_01_A"), "| **works** | `" + name + "` (VM) |"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			dir := write(t, "", []string{tc.here})
+			put(t, filepath.Join(dir, vmRecord), tc.vm)
+			page := filepath.Join(dir, "page")
+			if err := run(inputIn(dir), page, ""); err != nil {
+				t.Fatal(err)
+			}
+			text, err := os.ReadFile(page)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(string(text), tc.want) {
+				t.Errorf("want %q in\n%s", tc.want, text)
+			}
+			if err := run(inputIn(dir), "", page); err != nil {
+				t.Error(err)
+			}
+			// Without the record the page's word counts for what was skipped here.
+			if err := os.Remove(filepath.Join(dir, vmRecord)); err != nil {
+				t.Fatal(err)
+			}
+			believed := what != "failed there" && what != "there alone"
+			if err := run(inputIn(dir), "", page); (err == nil) != believed {
+				t.Errorf("without the record: %v", err)
+			}
+			need := inputIn(dir)
+			need.needVM = true
+			if err := run(need, "", page); err == nil {
+				t.Error("no error where the record is needed")
+			}
+		})
 	}
 }
 

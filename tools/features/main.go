@@ -11,6 +11,11 @@
 // make a claim smaller. With -check nothing is written; the exit code says
 // whether the committed page is what the records prove, so a page that promises
 // more, or less, than the run just made fails.
+//
+// vm.jsonl is the record of a run in a virtual machine. A test that is skipped
+// here may pass there, and the page says so. Where that record is missing, -check
+// takes the page's word for tests that were skipped here, and says how many;
+// with -vm, as .ci/run calls it, that is an error.
 package main
 
 import (
@@ -28,28 +33,39 @@ func main() {
 	partial := flag.String("partial", "docs/partial.tsv", "rows that work in part: ID, what is missing")
 	out := flag.String("o", "", "page to write")
 	check := flag.String("check", "", "page to compare with instead")
+	needVM := flag.Bool("vm", false, "fail without the record of a run in a virtual machine")
 	flag.Parse()
 	if flag.NArg() != 1 || (*out == "") == (*check == "") {
 		fmt.Fprintln(os.Stderr, "usage: features [-inventory F] [-partial F] -o PAGE | -check PAGE  RECORD-DIR")
 		os.Exit(2)
 	}
-	if err := run(*inventory, *partial, flag.Arg(0), *out, *check); err != nil {
+	if err := run(input{*inventory, *partial, flag.Arg(0), *needVM}, *out, *check); err != nil {
 		fmt.Fprintln(os.Stderr, "features:", err)
 		os.Exit(1)
 	}
 }
 
-func run(inventory, partial, records, out, check string) error {
-	page, err := generate(inventory, partial, records)
-	if err != nil {
-		return err
-	}
+// input is where everything comes from.
+type input struct {
+	inventory, partial, records string
+	needVM                      bool
+}
+
+func run(in input, out, check string) error {
 	if out != "" {
+		page, err := generate(in, "")
+		if err != nil {
+			return err
+		}
 		return os.WriteFile(out, page, 0o644)
 	}
 	have, err := os.ReadFile(check)
 	if err != nil {
 		return fmt.Errorf("read page: %w", err)
+	}
+	page, err := generate(in, string(have))
+	if err != nil {
+		return err
 	}
 	if bytes.Equal(have, page) {
 		return nil
@@ -57,33 +73,59 @@ func run(inventory, partial, records, out, check string) error {
 	return fmt.Errorf("%s is not what the test run proves (make features writes it):\n%s", check, diff(have, page))
 }
 
-func generate(inventory, partial, records string) ([]byte, error) {
-	inv, err := parseFile(inventory, parseInventory)
+// generate makes the page. What trusted says about the virtual machine is
+// believed when there is no record of it.
+func generate(in input, trusted string) ([]byte, error) {
+	inv, err := parseFile(in.inventory, parseInventory)
 	if err != nil {
 		return nil, err
 	}
-	limits, err := parseFile(partial, parsePartial)
+	limits, err := parseFile(in.partial, parsePartial)
 	if err != nil {
 		return nil, err
 	}
-	files, err := filepath.Glob(filepath.Join(records, "*.jsonl"))
+	from, err := readRecords(in.records)
 	if err != nil {
-		return nil, fmt.Errorf("find records: %w", err)
+		return nil, err
 	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("no test records (*.jsonl) in %s: run make test first", records)
-	}
-	res := results{}
-	for _, f := range files {
-		if err := res.readFile(f); err != nil {
-			return nil, err
+	if from.vm == nil {
+		if in.needVM {
+			return nil, fmt.Errorf("no %s in %s: run make vm-test first", vmRecord, in.records)
 		}
+		from.vm = claims(trusted, from.here)
+		fmt.Fprintf(os.Stderr, "features: no run in a virtual machine (make vm-test); %d tests that the page says passed there were not checked\n", len(from.vm))
 	}
-	proofs, err := prove(inv, limits, res)
+	proofs, err := prove(inv, limits, from)
 	if err != nil {
 		return nil, err
 	}
 	return render(inv, proofs), nil
+}
+
+// vmRecord is the name of the record of tests in the virtual machine.
+const vmRecord = "vm.jsonl"
+
+// readRecords reads all records; vm is nil when there is none of it.
+func readRecords(dir string) (from places, err error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.jsonl"))
+	if err != nil {
+		return from, fmt.Errorf("find records: %w", err)
+	}
+	from.here = results{}
+	for _, f := range files {
+		into := from.here
+		if filepath.Base(f) == vmRecord {
+			from.vm = results{}
+			into = from.vm
+		}
+		if err := into.readFile(f); err != nil {
+			return from, err
+		}
+	}
+	if len(files) == 0 {
+		return from, fmt.Errorf("no test records (*.jsonl) in %s: run make test first", dir)
+	}
+	return from, nil
 }
 
 func parseFile[T any](path string, parse func(string) (T, error)) (T, error) {

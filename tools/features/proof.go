@@ -84,6 +84,29 @@ func (r results) note(name, action string) {
 	}
 }
 
+// places are the results of the machine that ran the tests and those of the
+// virtual machine that it ran some of them in. A test that needs what only one
+// of them has skips in the other.
+type places struct{ here, vm results }
+
+// merge joins both: a failure anywhere counts, a skip only if the test passed
+// nowhere. onlyVM tells the tests that passed in the virtual machine alone.
+func (p places) merge() (all results, onlyVM map[string]bool) {
+	all, onlyVM = maps.Clone(p.here), map[string]bool{}
+	for name, there := range p.vm {
+		here, both := p.here[name]
+		if !both {
+			here = there
+		}
+		all[name] = max(here, there)
+		if all[name] == skipped {
+			all[name] = min(here, there)
+		}
+		onlyVM[name] = all[name] == passed && (!both || here != passed)
+	}
+	return all, onlyVM
+}
+
 // proof is what the records say about one row.
 type proof struct {
 	state string // "works", "partial", "not yet"
@@ -95,7 +118,8 @@ var testName = regexp.MustCompile(`\.Test([A-Z]{3})_(\d{2,3})_`)
 
 // prove assigns tests to rows. A test that names no row is an error, and so is
 // a limit on a row that no test proves at all.
-func prove(inv inventory, limits map[string]string, res results) (map[string]proof, error) {
+func prove(inv inventory, limits map[string]string, from places) (map[string]proof, error) {
+	res, onlyVM := from.merge()
 	byRow := map[string][]string{}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(res)) {
@@ -114,10 +138,13 @@ func prove(inv inventory, limits map[string]string, res results) (map[string]pro
 		if slices.ContainsFunc(tests, func(t string) bool { return res[t] != passed }) {
 			continue
 		}
-		proofs[id] = proof{state: "works", tests: tests}
+		proofs[id] = proof{state: "works", tests: marked(tests, onlyVM)}
 	}
 	for id, reason := range limits {
 		p, ok := proofs[id]
+		if !ok {
+			p, ok = someProof(byRow[id], res, onlyVM)
+		}
 		if !ok {
 			errs = append(errs, fmt.Errorf("%s is listed as partial, but no test of it passed in full", id))
 			continue
@@ -126,4 +153,49 @@ func prove(inv inventory, limits map[string]string, res results) (map[string]pro
 		proofs[id] = p
 	}
 	return proofs, errors.Join(errs...)
+}
+
+// someProof is that of a row which is listed as partial: a test may have been
+// skipped as long as another passed and none failed.
+func someProof(tests []string, res results, onlyVM map[string]bool) (proof, bool) {
+	var ran []string
+	for _, t := range tests {
+		switch res[t] {
+		case passed:
+			ran = append(ran, t)
+		case skipped:
+		default:
+			return proof{}, false
+		}
+	}
+	return proof{tests: marked(ran, onlyVM)}, len(ran) > 0
+}
+
+// marked formats the names of tests for the page.
+func marked(tests []string, onlyVM map[string]bool) []string {
+	out := make([]string, len(tests))
+	for i, t := range tests {
+		out[i] = "`" + t + "`"
+		if onlyVM[t] {
+			out[i] += vmMark
+		}
+	}
+	return out
+}
+
+// vmMark follows a test on the page that passed in the virtual machine alone.
+const vmMark = " (VM)"
+
+var vmClaim = regexp.MustCompile("`([^`]+)`" + regexp.QuoteMeta(vmMark))
+
+// claims reads out of a page what it says was proved in the virtual machine, of
+// the tests that were skipped here: those alone can be true without contradiction.
+func claims(page string, here results) results {
+	vm := results{}
+	for _, m := range vmClaim.FindAllStringSubmatch(page, -1) {
+		if o, ran := here[m[1]]; ran && o == skipped {
+			vm[m[1]] = passed
+		}
+	}
+	return vm
 }
