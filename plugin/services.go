@@ -24,6 +24,7 @@ import (
 	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/cdi"
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/cri"
 	"github.com/gantry-cri/gantry/plugin/facts"
@@ -176,7 +177,10 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		return err
 	}
 	s.networks = nets.Networks
-	gen := &generator{handlers: s.handlers, containers: s.store.Containers, files: files, host: n.facts, policy: policyOf(cfg.runtime)}
+	gen := &generator{
+		handlers: s.handlers, containers: s.store.Containers, files: files, devices: cdi.New(cfg.runtime.CDISpecDirs), hooksDirs: cfg.runtime.HooksDirs,
+		host: n.facts, policy: policyOf(cfg.runtime),
+	}
 	hierarchies, err := runtime.NewHierarchies()
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/cdi"
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/handler"
@@ -28,6 +29,8 @@ type generator struct {
 	handlers   *handler.Handlers
 	containers *store.Containers
 	files      *podfiles.Files
+	devices    *cdi.Devices
+	hooksDirs  []string
 	host       facts.Host
 	policy     spec.Policy
 }
@@ -53,24 +56,36 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts()); err != nil {
 		return container.Spec{}, err
 	}
-	if err := g.devices(&in); err != nil {
+	if err := g.nodes(&in); err != nil {
 		return container.Spec{}, err
 	}
 	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), g.policy); err != nil {
 		return container.Spec{}, err
 	}
+	if in.Hooks, err = g.hooks(); err != nil {
+		return container.Spec{}, err
+	}
 	if in.User, err = lookupUser(ctx, req.Rootfs, cfg, req.Image.Config.User); err != nil {
 		return container.Spec{}, err
 	}
-	return finish(in, cfg)
+	return g.finish(in, cfg)
 }
 
 // finish makes the specification and what the record says of it.
-func finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (container.Spec, error) {
+func (g *generator) finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (container.Spec, error) {
 	s, err := spec.Container(in)
 	if err != nil {
 		return container.Spec{}, err
 	}
+	names, err := spec.CDIDevices(cfg)
+	if err != nil {
+		return container.Spec{}, err
+	}
+	// What a vendor's description says is the last word, as everywhere.
+	if err := g.devices.Inject(s, names); err != nil {
+		return container.Spec{}, err
+	}
+	spec.CleanHooks(s)
 	signal, err := spec.StopSignal(cfg, in.ImageConfig)
 	if err != nil {
 		return container.Spec{}, err
@@ -147,7 +162,7 @@ func (g *generator) namespaces(sb record.Sandbox, cfg *cri.ContainerConfig) (spe
 	return n, nil
 }
 
-func (g *generator) devices(in *spec.ContainerInput) (err error) {
+func (g *generator) nodes(in *spec.ContainerInput) (err error) {
 	if in.Devices, err = host.ResolveDevices(in.Config.GetDevices()); err != nil {
 		return err
 	}
@@ -155,6 +170,24 @@ func (g *generator) devices(in *spec.ContainerInput) (err error) {
 		in.HostDevices, err = host.HostDevices()
 	}
 	return err
+}
+
+// hooks reads the hooks directories anew, as their files come and go. One that
+// is not understood is an error: it may be there to guard something.
+func (g *generator) hooks() ([]spec.Hook, error) {
+	files, err := host.ReadHooks(g.hooksDirs)
+	if err != nil {
+		return nil, err
+	}
+	var list []spec.Hook
+	for _, f := range files {
+		h, err := spec.ParseHook(f.Content)
+		if err != nil {
+			return nil, fmt.Errorf("hooks_dirs: %s: %w", f.Path, err)
+		}
+		list = append(list, h)
+	}
+	return list, nil
 }
 
 // profileOf reads the seccomp profile that sc names, if it names a file.

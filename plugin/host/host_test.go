@@ -346,7 +346,7 @@ func TestHostDevices(t *testing.T) {
 func TestReadProfile(t *testing.T) {
 	dir := t.TempDir()
 	good, big, fifo := filepath.Join(dir, "good"), filepath.Join(dir, "big"), filepath.Join(dir, "fifo")
-	if err := errors.Join(os.WriteFile(good, []byte("{}"), 0o600), os.WriteFile(big, nil, 0o600), os.Truncate(big, maxProfile+1), unix.Mkfifo(fifo, 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(good, []byte("{}"), 0o600), os.WriteFile(big, nil, 0o600), os.Truncate(big, maxFile+1), unix.Mkfifo(fifo, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := ReadProfile(good); err != nil || string(b) != "{}" {

@@ -128,6 +128,8 @@ type ContainerInput struct {
 	HostDevices []facts.Device
 	// SeccompProfile is the content of the file that Seccomp says is needed.
 	SeccompProfile []byte
+	// Hooks are those of the hooks directories, in their order.
+	Hooks []Hook
 }
 
 func (in *ContainerInput) security() *cri.LinuxContainerSecurityContext {
@@ -175,6 +177,7 @@ func container(in *ContainerInput) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	addHooks(in, s)
 	return s, nil
 }
 
