@@ -90,7 +90,7 @@ const (
 var keys = slices.Concat(imagesKeys,
 	credentialKeys("registry.configs", ".*.auth", deprecation.CRIRegistryConfigs),
 	credentialKeys("registry.auths", ".*", deprecation.CRIRegistryAuths),
-	runtimeKeys, handlerKeys, optionKeys, serverKeys)
+	runtimeKeys, handlerKeys, optionKeys, serverKeys, nriKeys)
 
 var imagesKeys = []Key{
 	{Plugin: ImagesPlugin, Path: "snapshotter", Default: defaults.DefaultSnapshotter,
@@ -340,6 +340,41 @@ var serverKeys = []Key{
 		Doc: "Certificate for streams, PEM."},
 	{Plugin: ServerPlugin, Path: "x509_key_pair_streaming.tls_key_file", Default: "",
 		Doc: "Private key for streams, PEM."},
+}
+
+var nriKeys = []Key{
+	{Plugin: NRIPlugin, Path: "disable", Default: false,
+		Doc: "Have no NRI plugins."},
+	{Plugin: NRIPlugin, Path: "socket_path", Default: defaultNRISocket,
+		Doc: "Socket on which NRI plugins connect."},
+	{Plugin: NRIPlugin, Path: "disable_connections", Default: false,
+		Doc: "Let no plugin connect: only those of plugin_path are used."},
+	{Plugin: NRIPlugin, Path: "plugin_path", Default: defaultNRIPlugins,
+		Doc: "Directory with the plugins to start with the daemon, named \"10-name\": they are asked in the order of their numbers."},
+	{Plugin: NRIPlugin, Path: "plugin_config_path", Default: defaultNRIConfigs,
+		Doc: "Directory with the settings of those plugins: \"10-name.conf\", or else \"name.conf\"."},
+	{Plugin: NRIPlugin, Path: "plugin_registration_timeout", Default: defaultRegistration,
+		Doc: "How long a plugin may take to introduce itself."},
+	{Plugin: NRIPlugin, Path: "plugin_request_timeout", Default: defaultRequest,
+		Doc: "How long a plugin may take for one event. One that takes longer is dropped; all pods wait for it until then."},
+	{Plugin: NRIPlugin, Path: "default_validator.enable", Default: false,
+		Doc: "Check what plugins do to a container by the rules below, and refuse the container if one is broken."},
+	{Plugin: NRIPlugin, Path: "default_validator.reject_oci_hook_adjustment", Default: false,
+		Doc: "No plugin may add OCI hooks."},
+	{Plugin: NRIPlugin, Path: "default_validator.reject_runtime_default_seccomp_adjustment", Default: false,
+		Doc: "No plugin may change the runtime's default seccomp profile."},
+	{Plugin: NRIPlugin, Path: "default_validator.reject_unconfined_seccomp_adjustment", Default: false,
+		Doc: "No plugin may give a seccomp profile to a container without one."},
+	{Plugin: NRIPlugin, Path: "default_validator.reject_custom_seccomp_adjustment", Default: false,
+		Doc: "No plugin may change a seccomp profile that comes from a file."},
+	{Plugin: NRIPlugin, Path: "default_validator.reject_namespace_adjustment", Default: false,
+		Doc: "No plugin may change namespaces."},
+	{Plugin: NRIPlugin, Path: "default_validator.reject_sysctl_adjustment", Default: false,
+		Doc: "No plugin may set kernel parameters."},
+	{Plugin: NRIPlugin, Path: "default_validator.required_plugins", Default: []string{},
+		Doc: "Plugins without whose answer no container is made."},
+	{Plugin: NRIPlugin, Path: "default_validator.tolerate_missing_plugins_annotation", Default: "",
+		Doc: "Annotation by which a pod does without its required plugins, as static pods have to that such a plugin depends on."},
 }
 
 // handlerTables are places outside runtimes where older releases had a handler.

@@ -271,7 +271,7 @@ func TestDefaultsAreContainerds(t *testing.T) {
 		t.Fatal(err)
 	}
 	for plugin, ours := range map[string]*Raw{
-		ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer(),
+		ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer(), NRIPlugin: DefaultNRI(),
 	} {
 		want := theirs.Plugins[plugin]
 		if plugin == RuntimePlugin {
@@ -294,7 +294,7 @@ func TestPrintedDefault(t *testing.T) {
 	}
 	equal(t, printed.Version, 4)
 	for plugin, raw := range map[string]*Raw{
-		ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer(),
+		ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer(), NRIPlugin: DefaultNRI(),
 	} {
 		equal(t, printed.Plugins[plugin], reencode(t, *raw))
 	}

@@ -32,6 +32,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/host"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/network"
+	"github.com/gantry-cri/gantry/plugin/nri"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/podfiles"
 	"github.com/gantry-cri/gantry/plugin/rpc"
@@ -53,11 +54,12 @@ const netnsDir = "/var/run/netns"
 // directory.
 const OpsSocket = "gantry.sock"
 
-// settings are the three tables.
+// settings are the tables.
 type settings struct {
 	server   config.Server
 	images   config.Images
 	runtime  config.Runtime
+	nri      config.NRI
 	warnings []config.Warning
 }
 
@@ -69,6 +71,7 @@ type services struct {
 	containers *container.Service
 	networks   *network.Networks
 	handlers   *handler.Handlers
+	plugins    *nri.Plugins
 	streaming  *stream.Server
 	background *lifecycle.Group
 	ops        *operation.Table
@@ -190,14 +193,17 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if err != nil {
 		return err
 	}
+	if s.plugins, err = newPlugins(cfg.nri, s.store, gen, s.background); err != nil {
+		return err
+	}
 	s.containers = container.New(container.Deps{
 		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
 		Specs: gen, Tasks: tasks{rt}, Streams: newStreams(n.stateDir, cfg.runtime), Cgroups: measure,
-		Ops: s.ops, Background: s.background,
+		Plugins: s.plugins, Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
 		Store: s.store.Sandboxes, Handlers: s.handlers, Files: files, Network: nets, Instances: inst,
-		Containers: s.containers, Ops: s.ops, Background: s.background,
+		Containers: s.containers, Plugins: s.plugins, Ops: s.ops, Background: s.background,
 	})
 	if s.streaming, err = newStreaming(cfg.server, s.containers, s.sandboxes, s.ops); err != nil {
 		return err
@@ -213,8 +219,10 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		}
 	}
 	metrics := rpc.NewMetrics(s.ops)
-	if err := prometheus.Register(metrics); err != nil {
-		return fmt.Errorf("register metrics: %w", err)
+	for _, c := range append(s.plugins.Metrics(), metrics) {
+		if err := prometheus.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
 	}
 	s.rpc = rpc.Options{Namespace: Namespace, Ops: s.ops, Object: cri.Object, Observe: metrics.Observe}
 	return nil
@@ -222,7 +230,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 
 // start begins what goes on in the background: the operations socket first, as
 // it is what tells when something of the rest hangs.
-func (s *services) start() {
+func (s *services) start() error {
 	s.background.Go("serve operations", s.serveOps)
 	s.background.Go("watch network", s.networks.Run)
 	s.background.Go("serve streams", func(ctx context.Context) {
@@ -235,6 +243,11 @@ func (s *services) start() {
 			log.G(ctx).WithError(err).Debug("probe runtime handlers")
 		}
 	})
+	// Before anything is served: a plugin that is to see every container must
+	// not miss the first ones.
+	if err := s.plugins.Start(s.containers); err != nil {
+		return err
+	}
 	begin := time.Now()
 	pods, containers := s.sandboxes.Recover(), s.containers.Recover()
 	s.background.Go("release network leftovers", func(ctx context.Context) {
@@ -250,6 +263,7 @@ func (s *services) start() {
 			log.G(ctx).WithError(err).Warn("release network leftovers")
 		}
 	})
+	return nil
 }
 
 // livePods are the pods whose network is not to be touched: all there are.
@@ -296,6 +310,9 @@ func (s *services) Close() error {
 	if s.streaming != nil {
 		errs = append(errs, s.streaming.Close())
 	}
+	if s.plugins != nil {
+		errs = append(errs, s.plugins.Close())
+	}
 	return errors.Join(append(errs, s.background.Stop(ctx))...)
 }
 
@@ -306,6 +323,15 @@ func policyOf(c config.Runtime) spec.Policy {
 		UnprivilegedPorts: c.EnableUnprivilegedPorts, UnprivilegedICMP: c.EnableUnprivilegedICMP,
 		DisableAppArmor: c.DisableAppArmor, EnableSELinux: c.EnableSELinux, DeviceOwnership: c.DeviceOwnershipFromSecurityContext,
 	}
+}
+
+// newPlugins sets NRI up. What plugins make of a specification goes through the
+// same last steps as what we make.
+func newPlugins(cfg config.NRI, index *store.Store, gen *generator, background *lifecycle.Group) (*nri.Plugins, error) {
+	return nri.New(nri.Options{
+		Config: cfg, Version: version.Version, Index: nri.Index{Sandboxes: index.Sandboxes.List, Containers: index.Containers.List},
+		Inject: gen.devices.Inject, Check: gen.check, Background: background,
+	})
 }
 
 func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks, error) {

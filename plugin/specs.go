@@ -97,6 +97,19 @@ func (g *generator) finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (co
 	return container.Spec{JSON: b, User: userOf(s), Mounts: cfg.GetMounts(), StopSignal: signal.Name}, nil
 }
 
+// check brings a specification that others have changed back to what this host
+// can do.
+func (g *generator) check(s *specs.Spec) {
+	r := s.Linux.Resources
+	if r.Memory != nil && !g.host.Cgroup.SwapAccounting {
+		r.Memory.Swap = nil
+	}
+	if g.policy.DisableHugetlb {
+		r.HugepageLimits = nil
+	}
+	spec.CleanHooks(s)
+}
+
 func userOf(s *specs.Spec) *cri.ContainerUser {
 	u := &cri.LinuxContainerUser{Uid: int64(s.Process.User.UID), Gid: int64(s.Process.User.GID)}
 	for _, g := range s.Process.User.AdditionalGids {

@@ -9,6 +9,7 @@ package lifecycle
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/gantry-cri/gantry/integration/daemon"
@@ -21,6 +22,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case filepath.Base(os.Args[0]) == stubPlugin:
 		os.Exit(stubMain())
+	case strings.HasSuffix(os.Args[0], nriProgram):
+		os.Exit(nriMain())
 	case isSandboxShim():
 		sandboxShimMain()
 		return

@@ -13,16 +13,18 @@ import (
 // The resources of a container besides its record and the root filesystem that
 // goes with it, in the order in which they are acquired.
 const (
+	releasePlugins = "plugins"
 	releaseStreams = "streams"
 	releaseTask    = "task"
 )
 
-var resources = []string{releaseStreams, releaseTask}
+var resources = []string{releasePlugins, releaseStreams, releaseTask}
 
 // push puts the release of a resource on the stack. There is one release for
 // each, whoever needs it.
 func (s *Service) push(u *undo.Stack, resource string, c record.Container) {
 	release := map[string]func(context.Context) error{
+		releasePlugins: func(ctx context.Context) error { return s.forget(ctx, c) },
 		releaseStreams: func(ctx context.Context) error { return s.removeStreams(ctx, c.ID) },
 		releaseTask:    func(ctx context.Context) error { return s.Tasks.Release(ctx, c) },
 	}[resource]
