@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
@@ -290,7 +289,10 @@ func (p *installedPlugin) Synchronize(_ context.Context, pods []*api.PodSandbox,
 
 func (p *installedPlugin) CreateContainer(_ context.Context, _ *api.PodSandbox, ctr *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 	if p.cfg.Hang != "" && ctr.GetName() == p.cfg.Hang {
-		time.Sleep(time.Hour)
+		if err := p.add("hangs"); err != nil {
+			return nil, nil, err
+		}
+		<-make(chan struct{})
 	}
 	a := &api.ContainerAdjustment{}
 	a.AddEnv("SEEN_BY_"+strings.ToUpper(strings.ReplaceAll(p.name, "-", "_")), fmt.Sprint(os.Getpid()))

@@ -83,7 +83,7 @@ func TestInjectSettled(t *testing.T) {
 	dir := t.TempDir()
 	d := New([]string{dir})
 	path := describe(t, dir, "one.json", "a", "1")
-	time.Sleep(settled + 100*time.Millisecond)
+	settle()
 	for range 2 {
 		if _, err := inject(t, d, "a"); err != nil {
 			t.Fatal(err)
@@ -99,6 +99,13 @@ func TestInjectSettled(t *testing.T) {
 	}
 	if got, err := inject(t, d, "a"); err != nil || got != "2" {
 		t.Errorf("a changed file of the same size and an old time gives %q, %v", got, err)
+	}
+}
+
+// settle waits until a change is told from a later one.
+func settle() {
+	for begun := time.Now(); time.Since(begun) <= settled; {
+		time.Sleep(50 * time.Millisecond)
 	}
 }
 
@@ -148,7 +155,7 @@ func TestInjectNodes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "one.json"), []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(settled + 100*time.Millisecond)
+	settle()
 	d := New([]string{dir})
 	for _, minor := range []int64{3, 5} {
 		_ = os.Remove(node)

@@ -393,3 +393,31 @@ func FuzzParseProc(f *testing.F) {
 		}
 	})
 }
+
+// TestReadHooks: by name in lower case, the file of the last directory for each
+// name.
+func TestReadHooks(t *testing.T) {
+	low, high := t.TempDir(), t.TempDir()
+	for path, text := range map[string]string{
+		filepath.Join(low, "B.json"): "b", filepath.Join(low, "a.json"): "a", filepath.Join(low, "c.json"): "low",
+		filepath.Join(high, "c.json"): "high", filepath.Join(low, "d.txt"): "no hook",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := ReadHooks([]string{low, filepath.Join(low, "missing"), high})
+	var got []string
+	for _, f := range files {
+		got = append(got, string(f.Content))
+	}
+	if err != nil || !slices.Equal(got, []string{"a", "b", "high"}) {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := unix.Mkfifo(filepath.Join(high, "e.json"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadHooks([]string{high}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "e.json") {
+		t.Errorf("a pipe: %v", err)
+	}
+}
