@@ -47,6 +47,13 @@ type nriPlugin struct {
 	ctrs   []*api.Container
 }
 
+// patientWithNRI gives plugins the time that a busy machine needs.
+func patientWithNRI(_ *daemon.Instance, c daemon.Config) {
+	for _, key := range []string{"plugin_registration_timeout", "plugin_request_timeout"} {
+		c.Set("60s", "plugins", nriTable, key)
+	}
+}
+
 // nriSocket is where the daemon's plugins connect.
 func nriSocket(d *daemon.Daemon) string { return filepath.Join(d.Dir, "nri.sock") }
 

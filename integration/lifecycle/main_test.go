@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 
 // options are those of every daemon in this package, the shared one included.
 func options(more ...daemon.Option) []daemon.Option {
-	opts := []daemon.Option{daemon.Edit(addStubHandler), daemon.Edit(addWrappedHandlers), daemon.Edit(addSandboxHandler)}
+	opts := []daemon.Option{daemon.Edit(addStubHandler), daemon.Edit(addWrappedHandlers), daemon.Edit(addSandboxHandler), daemon.Edit(patientWithNRI)}
 	if stock {
 		opts = append(opts, daemon.Stock())
 	}
