@@ -95,7 +95,7 @@ func loadFile(path string) (*srvconfig.Config, error) {
 	return cfg, nil
 }
 
-// tables runs the three parsers.
+// tables runs the parsers.
 func (r *Report) tables(cfg *srvconfig.Config, files []file) {
 	for _, p := range []struct {
 		plugin string
@@ -104,6 +104,7 @@ func (r *Report) tables(cfg *srvconfig.Config, files []file) {
 		{ImagesPlugin, func(raw Raw) ([]Warning, error) { _, w, err := ParseImages(raw); return w, err }},
 		{RuntimePlugin, func(raw Raw) ([]Warning, error) { _, w, err := ParseRuntime(raw); return w, err }},
 		{ServerPlugin, func(raw Raw) ([]Warning, error) { _, w, err := ParseServer(raw); return w, err }},
+		{NRIPlugin, func(raw Raw) ([]Warning, error) { _, w, err := ParseNRI(raw); return w, err }},
 	} {
 		raw, ok := cfg.Plugins[p.plugin].(map[string]any)
 		if !ok && cfg.Plugins[p.plugin] != nil {

@@ -1,11 +1,11 @@
 // Package config owns the meaning of gantry's configuration: the three tables
-// of the CRI plugins in a containerd config.toml, their keys, defaults,
+// of the CRI plugins and that of NRI in a containerd config.toml, their keys, defaults,
 // conversions from older versions and checks.
 //
 // containerd decodes a plugin's table into the value that was registered for
 // it and drops keys which that value does not know. So the plugins register a
-// Raw, which keeps everything, and call ParseImages, ParseRuntime or
-// ParseServer, which refuse what nobody knows and name what is accepted but
+// Raw, which keeps everything, and call ParseImages, ParseRuntime, ParseServer
+// or ParseNRI, which refuse what nobody knows and name what is accepted but
 // not acted upon. The package reads configuration files only; it never looks
 // at the host, so that a file can be checked on another machine.
 //
@@ -28,6 +28,7 @@ const (
 	ImagesPlugin  = "io.containerd.cri.v1.images"
 	RuntimePlugin = "io.containerd.cri.v1.runtime"
 	ServerPlugin  = "io.containerd.grpc.v1.cri"
+	NRIPlugin     = "io.containerd.nri.v1.nri"
 )
 
 // Raw is a plugin's table as containerd decoded it over the defaults. It is
@@ -42,6 +43,9 @@ func DefaultRuntime() *Raw { return defaultTable(RuntimePlugin) }
 
 // DefaultServer returns the server table with every key at its default.
 func DefaultServer() *Raw { return defaultTable(ServerPlugin) }
+
+// DefaultNRI returns the NRI table with every key at its default.
+func DefaultNRI() *Raw { return defaultTable(NRIPlugin) }
 
 // Warning is something about an accepted configuration that its owner should
 // know.

@@ -257,7 +257,7 @@ func TestDumpReadsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	dump := map[string]any{"version": 4, "plugins": map[string]any{}}
-	for plugin, raw := range map[string]*Raw{ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer()} {
+	for plugin, raw := range map[string]*Raw{ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer(), NRIPlugin: DefaultNRI()} {
 		out, err := cfg.Decode(context.Background(), plugin, raw)
 		if err != nil {
 			t.Fatal(err)
@@ -316,6 +316,7 @@ func FuzzParse(f *testing.F) {
 			ImagesPlugin:  func(r Raw) error { _, _, err := ParseImages(r); return err },
 			RuntimePlugin: func(r Raw) error { _, _, err := ParseRuntime(r); return err },
 			ServerPlugin:  func(r Raw) error { _, _, err := ParseServer(r); return err },
+			NRIPlugin:     func(r Raw) error { _, _, err := ParseNRI(r); return err },
 		} {
 			raw, _ := cfg.Plugins[plugin].(map[string]any)
 			err := parse(raw)

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// Default returns the default configuration of the three plugins as a version
+// Default returns the default configuration of the plugins as a version
 // 4 file with comments. Keys under a name of choice are shown commented out,
 // except where the defaults have such a name.
 func Default() []byte {

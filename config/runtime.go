@@ -36,6 +36,8 @@ type Runtime struct {
 	DeviceOwnershipFromSecurityContext bool
 	IgnoreImageDefinedVolumes          bool
 	CDISpecDirs                        []string
+	// HooksDirs are directories with OCI hooks; a later one wins.
+	HooksDirs []string
 
 	NetNSMountsUnderStateDir bool
 	EnableUnprivilegedPorts  bool
@@ -182,6 +184,7 @@ func runtimeFlags(v values) Runtime {
 		DeviceOwnershipFromSecurityContext: v.bool("device_ownership_from_security_context"),
 		IgnoreImageDefinedVolumes:          v.bool("ignore_image_defined_volumes"),
 		CDISpecDirs:                        v.list("cdi_spec_dirs"),
+		HooksDirs:                          v.list("hooks_dirs"),
 		NetNSMountsUnderStateDir:           v.bool("netns_mounts_under_state_dir"),
 		EnableUnprivilegedPorts:            v.bool("enable_unprivileged_ports"),
 		EnableUnprivilegedICMP:             v.bool("enable_unprivileged_icmp"),
@@ -209,6 +212,9 @@ func (w *walker) checkRuntime(r Runtime) {
 	w.notNegative(r.SELinuxCategoryRange, "selinux_category_range")
 	for _, dir := range r.CDISpecDirs {
 		w.absolute(dir, "cdi_spec_dirs")
+	}
+	for _, dir := range r.HooksDirs {
+		w.absolute(dir, "hooks_dirs")
 	}
 	profile, local := strings.CutPrefix(r.UnsetSeccompProfile, "localhost/")
 	switch {

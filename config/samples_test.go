@@ -271,11 +271,12 @@ func TestDefaultsAreContainerds(t *testing.T) {
 		t.Fatal(err)
 	}
 	for plugin, ours := range map[string]*Raw{
-		ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer(),
+		ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer(), NRIPlugin: DefaultNRI(),
 	} {
 		want := theirs.Plugins[plugin]
 		if plugin == RuntimePlugin {
 			want["drain_exec_sync_io_timeout"] = "5s"
+			want["hooks_dirs"] = []any{} // ours alone
 		}
 		have := reencode(t, *ours)
 		for _, k := range Keys() {
@@ -299,7 +300,7 @@ func TestPrintedDefault(t *testing.T) {
 	}
 	equal(t, printed.Version, 4)
 	for plugin, raw := range map[string]*Raw{
-		ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer(),
+		ImagesPlugin: DefaultImages(), RuntimePlugin: DefaultRuntime(), ServerPlugin: DefaultServer(), NRIPlugin: DefaultNRI(),
 	} {
 		equal(t, printed.Plugins[plugin], reencode(t, *raw))
 	}

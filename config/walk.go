@@ -23,7 +23,7 @@ type node struct {
 var trees, runcOptions = buildTrees()
 
 func buildTrees() (map[string]*node, *node) {
-	t := map[string]*node{ImagesPlugin: {}, RuntimePlugin: {}, ServerPlugin: {}}
+	t := map[string]*node{ImagesPlugin: {}, RuntimePlugin: {}, ServerPlugin: {}, NRIPlugin: {}}
 	runc := &node{}
 	for i := range keys {
 		k := &keys[i]

@@ -4,12 +4,13 @@
 // adapt.go puts mechanisms behind the interfaces that the lifecycle packages
 // declare.
 //
-// The tables of the "images" and "runtime" plugins are parsed by their plugins,
-// so that an error names the table; everything is built by the "cri" plugin,
-// which containerd starts after them.
+// The tables of the "images", "runtime" and "nri" plugins are parsed by their
+// plugins, so that an error names the table; everything is built by the "cri"
+// plugin, which containerd starts after them.
 package plugin
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/plugins"
@@ -63,11 +64,21 @@ func init() {
 		},
 	})
 	registry.Register(&plugin.Registration{
+		Type: plugins.NRIApiPlugin, ID: "nri", Config: config.DefaultNRI(), Requires: requires,
+		InitFn: func(ic *plugin.InitContext) (any, error) {
+			cfg, warnings, err := config.ParseNRI(*ic.Config.(*config.Raw))
+			if err != nil {
+				return nil, err
+			}
+			return parsed[config.NRI]{cfg, warnings}, warn(ic, warnings)
+		},
+	})
+	registry.Register(&plugin.Registration{
 		Type: plugins.GRPCPlugin, ID: "cri",
 		Config: config.DefaultServer(), ConfigMigration: config.Migrate,
 		Requires: []plugin.Type{
 			plugins.CRIServicePlugin, plugins.ContentPlugin, plugins.DiffPlugin, plugins.EventPlugin, plugins.GCPlugin,
-			plugins.LeasePlugin, plugins.MetadataPlugin, plugins.RuntimePluginV2, plugins.SandboxControllerPlugin,
+			plugins.LeasePlugin, plugins.MetadataPlugin, plugins.NRIApiPlugin, plugins.RuntimePluginV2, plugins.SandboxControllerPlugin,
 			plugins.SandboxStorePlugin, plugins.ServicePlugin, plugins.SnapshotPlugin, plugins.WarningPlugin,
 		},
 		InitFn: initServer,
@@ -115,12 +126,21 @@ func warn(ic *plugin.InitContext, warnings []config.Warning) error {
 	return nil
 }
 
-func table[T any](ic *plugin.InitContext, id string) (parsed[T], error) {
-	p, err := ic.GetByID(plugins.CRIServicePlugin, id)
+func table[T any](ic *plugin.InitContext, kind plugin.Type, id string) (parsed[T], error) {
+	p, err := ic.GetByID(kind, id)
 	if err != nil {
 		return parsed[T]{}, fmt.Errorf("get configuration of plugin %q: %w", id, err)
 	}
 	return p.(parsed[T]), nil
+}
+
+// nriTable is the table of a plugin that can be switched off as a whole, with
+// containerd's disabled_plugins.
+func nriTable(ic *plugin.InitContext) (parsed[config.NRI], error) {
+	if ic.Plugins().Get(plugins.NRIApiPlugin, "nri") == nil {
+		return parsed[config.NRI]{cfg: config.NRI{Disable: true}}, nil
+	}
+	return table[config.NRI](ic, plugins.NRIApiPlugin, "nri")
 }
 
 func initServer(ic *plugin.InitContext) (any, error) {
@@ -131,23 +151,29 @@ func initServer(ic *plugin.InitContext) (any, error) {
 	if err := warn(ic, warnings); err != nil {
 		return nil, err
 	}
-	images, err := table[config.Images](ic, "images")
+	images, err := table[config.Images](ic, plugins.CRIServicePlugin, "images")
 	if err != nil {
 		return nil, err
 	}
-	runtime, err := table[config.Runtime](ic, "runtime")
+	runtime, err := table[config.Runtime](ic, plugins.CRIServicePlugin, "runtime")
+	if err != nil {
+		return nil, err
+	}
+	nri, err := nriTable(ic)
 	if err != nil {
 		return nil, err
 	}
 	s, err := newServices(ic, settings{
-		server: server, images: images.cfg, runtime: runtime.cfg,
+		server: server, images: images.cfg, runtime: runtime.cfg, nri: nri.cfg,
 		warnings: append(append(images.warnings, runtime.warnings...), warnings...),
 	})
 	if err != nil {
 		return nil, err
 	}
 	ready := ic.RegisterReadiness()
-	s.start()
+	if err := s.start(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	ready()
 	if server.DisableTCPService {
 		return &service{s}, nil

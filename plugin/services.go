@@ -28,6 +28,7 @@ import (
 	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/cdi"
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/cri"
 	"github.com/gantry-cri/gantry/plugin/facts"
@@ -35,6 +36,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/host"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/network"
+	"github.com/gantry-cri/gantry/plugin/nri"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/podfiles"
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -62,11 +64,12 @@ const netnsDir = "/var/run/netns"
 // directory.
 const OpsSocket = "gantry.sock"
 
-// settings are the three tables.
+// settings are the tables.
 type settings struct {
 	server   config.Server
 	images   config.Images
 	runtime  config.Runtime
+	nri      config.NRI
 	warnings []config.Warning
 }
 
@@ -83,6 +86,7 @@ type services struct {
 	networks   *network.Networks
 	userns     *userns.Namespaces
 	handlers   *handler.Handlers
+	plugins    *nri.Plugins
 	streaming  *stream.Server
 	background *lifecycle.Group
 	ops        *operation.Table
@@ -292,6 +296,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	gen := &generator{
 		handlers: s.handlers, containers: s.store.Containers, files: files, userns: s.userns, host: n.facts, policy: policyOf(cfg.runtime),
 		entries: cfg.runtime.Containers.PasswdEntries,
+		devices: cdi.New(cfg.runtime.CDISpecDirs), hooksDirs: cfg.runtime.HooksDirs,
 	}
 	hierarchies, err := runtime.NewHierarchies()
 	if err != nil {
@@ -302,17 +307,20 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if err != nil {
 		return err
 	}
+	if s.plugins, err = newPlugins(cfg.nri, s.store, gen, s.background); err != nil {
+		return err
+	}
 	// Not below the state directory: nothing may be executed from /run on some
 	// machines.
 	s.streams = newStreams(n.stateDir, cfg.runtime, keeper.New(filepath.Join(n.rootDir, keeper.Program), filepath.Join(n.stateDir, keeper.Socket)))
 	s.containers = container.New(container.Deps{
 		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
 		Volumes: volumes, Specs: gen, Files: files, Tasks: tasks{rt}, Streams: s.streams, Cgroups: s.stats,
-		Ops: s.ops, Background: s.background,
+		Plugins: s.plugins, Ops: s.ops, Background: s.background,
 	})
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
 		Store: s.store.Sandboxes, Handlers: s.handlers, Labels: labels, Files: files, UserNS: s.userns, Network: nets, Instances: inst,
-		Shims: shims{rt}, Containers: s.containers, Ops: s.ops, Background: s.background,
+		Shims: shims{rt}, Containers: s.containers, Plugins: s.plugins, Ops: s.ops, Background: s.background,
 	})
 	if s.streaming, err = newStreaming(cfg.server, s.containers, s.sandboxes, s.ops); err != nil {
 		return err
@@ -330,8 +338,10 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		}
 	}
 	metrics := rpc.NewMetrics(s.ops)
-	if err := prometheus.Register(metrics); err != nil {
-		return fmt.Errorf("register metrics: %w", err)
+	for _, c := range append(s.plugins.Metrics(), metrics) {
+		if err := prometheus.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
 	}
 	s.rpc = rpc.Options{Namespace: Namespace, Ops: s.ops, Object: cri.Object, Observe: metrics.Observe}
 	return nil
@@ -339,7 +349,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 
 // start begins what goes on in the background: the operations socket first, as
 // it is what tells when something of the rest hangs.
-func (s *services) start() {
+func (s *services) start() error {
 	s.background.Go("serve operations", s.serveOps)
 	s.background.Go("keep output", s.streams.keeper.Run)
 	s.background.Go("watch network", s.networks.Run)
@@ -358,6 +368,11 @@ func (s *services) start() {
 			log.G(ctx).WithError(err).Debug("probe runtime handlers")
 		}
 	})
+	// Before anything is served: a plugin that is to see every container must
+	// not miss the first ones.
+	if err := s.plugins.Start(s.containers); err != nil {
+		return err
+	}
 	begin := time.Now()
 	pods, containers := s.sandboxes.Recover(), s.containers.Recover()
 	s.background.Go("release leftovers", func(ctx context.Context) {
@@ -383,6 +398,7 @@ func (s *services) start() {
 			s.checkPodNetworks(ctx)
 		}
 	})
+	return nil
 }
 
 // checkPodNetworks logs which running pods' networks are not as CNI made them.
@@ -454,6 +470,9 @@ func (s *services) Close() error {
 	if s.streaming != nil {
 		errs = append(errs, s.streaming.Close())
 	}
+	if s.plugins != nil {
+		errs = append(errs, s.plugins.Close())
+	}
 	errs = append(errs, s.background.Stop(ctx))
 	if s.disk != nil {
 		errs = append(errs, s.disk.Flush())
@@ -500,6 +519,15 @@ func newLabels(ctx context.Context, c config.Runtime, handlers *handler.Handlers
 		return list
 	}
 	return labels{selinux.New(policy, c.SELinuxCategoryRange, recorded), handlers}, nil
+}
+
+// newPlugins sets NRI up. What plugins make of a specification goes through the
+// same last steps as what we make.
+func newPlugins(cfg config.NRI, index *store.Store, gen *generator, background *lifecycle.Group) (*nri.Plugins, error) {
+	return nri.New(nri.Options{
+		Config: cfg, Version: version.Version, Index: nri.Index{Sandboxes: index.Sandboxes.List, Containers: index.Containers.List},
+		Inject: gen.devices.Inject, Check: gen.check, Background: background,
+	})
 }
 
 func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks, error) {

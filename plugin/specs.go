@@ -11,6 +11,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/cdi"
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/handler"
@@ -32,6 +33,8 @@ type generator struct {
 	containers *store.Containers
 	files      *podfiles.Files
 	userns     *userns.Namespaces
+	devices    *cdi.Devices
+	hooksDirs  []string
 	host       facts.Host
 	policy     spec.Policy
 	// entries adds to an image's databases users that they do not know.
@@ -63,10 +66,13 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if in.Labels, err = selinux.Container(req.Sandbox.Labels, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions()); err != nil {
 		return container.Spec{}, err
 	}
-	if err := g.devices(&in); err != nil {
+	if err := g.nodes(&in); err != nil {
 		return container.Spec{}, err
 	}
 	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), in.Handler, g.policy); err != nil {
+		return container.Spec{}, err
+	}
+	if in.Hooks, err = g.hooks(); err != nil {
 		return container.Spec{}, err
 	}
 	missing, err := g.lookInside(ctx, req.Rootfs, &in)
@@ -76,7 +82,7 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if err := g.write(req.Container, missing, &in); err != nil {
 		return container.Spec{}, err
 	}
-	out, err := finish(in, cfg)
+	out, err := g.finish(in, cfg)
 	if err != nil {
 		return container.Spec{}, err
 	}
@@ -97,11 +103,20 @@ func relabelled(asked []*cri.Mount, resolved []facts.Mount) (paths []string) {
 }
 
 // finish makes the specification and what the record says of it.
-func finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (container.Spec, error) {
+func (g *generator) finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (container.Spec, error) {
 	s, err := spec.Container(in)
 	if err != nil {
 		return container.Spec{}, err
 	}
+	names, err := spec.CDIDevices(cfg)
+	if err != nil {
+		return container.Spec{}, err
+	}
+	// What a vendor's description says is the last word, as everywhere.
+	if err := g.devices.Inject(s, names); err != nil {
+		return container.Spec{}, err
+	}
+	spec.CleanHooks(s)
 	if err := host.NeedAppArmor(s.Process.ApparmorProfile, spec.AppArmorProfile); err != nil {
 		return container.Spec{}, err
 	}
@@ -114,6 +129,19 @@ func finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (container.Spec, e
 		return container.Spec{}, fmt.Errorf("encode specification: %w", err)
 	}
 	return container.Spec{JSON: b, User: userOf(s), Mounts: cfg.GetMounts(), StopSignal: signal.Name}, nil
+}
+
+// check brings a specification that others have changed back to what this host
+// can do.
+func (g *generator) check(s *specs.Spec) {
+	r := s.Linux.Resources
+	if r.Memory != nil && !g.host.Cgroup.SwapAccounting {
+		r.Memory.Swap = nil
+	}
+	if g.policy.DisableHugetlb {
+		r.HugepageLimits = nil
+	}
+	spec.CleanHooks(s)
 }
 
 func userOf(s *specs.Spec) *cri.ContainerUser {
@@ -215,7 +243,7 @@ func (g *generator) namespaces(sb record.Sandbox, cfg *cri.ContainerConfig) (spe
 	return n, nil
 }
 
-func (g *generator) devices(in *spec.ContainerInput) (err error) {
+func (g *generator) nodes(in *spec.ContainerInput) (err error) {
 	if in.Devices, err = host.ResolveDevices(in.Config.GetDevices()); err != nil {
 		return err
 	}
@@ -223,6 +251,24 @@ func (g *generator) devices(in *spec.ContainerInput) (err error) {
 		in.HostDevices, err = host.HostDevices()
 	}
 	return err
+}
+
+// hooks reads the hooks directories anew, as their files come and go. One that
+// is not understood is an error: it may be there to guard something.
+func (g *generator) hooks() ([]spec.Hook, error) {
+	files, err := host.ReadHooks(g.hooksDirs)
+	if err != nil {
+		return nil, err
+	}
+	var list []spec.Hook
+	for _, f := range files {
+		h, err := spec.ParseHook(f.Content)
+		if err != nil {
+			return nil, fmt.Errorf("hooks_dirs: %s: %w", f.Path, err)
+		}
+		list = append(list, h)
+	}
+	return list, nil
 }
 
 // profileOf reads the file of the seccomp profile that sc is to have, if it is

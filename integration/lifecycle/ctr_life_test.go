@@ -393,7 +393,6 @@ func TestRefusedRequests(t *testing.T) {
 		"image": func(c *cri.ContainerConfig) {
 			c.Mounts = []*cri.Mount{{ContainerPath: "/v", Image: &cri.ImageSpec{Image: b.image}}}
 		},
-		"CDI_devices": func(c *cri.ContainerConfig) { c.CDIDevices = []*cri.CDIDevice{{Name: "example.com/class=one"}} },
 		"mount_options": func(c *cri.ContainerConfig) {
 			c.Mounts = []*cri.Mount{{ContainerPath: "/v", HostPath: "/tmp", MountOptions: []string{"noexec"}}}
 		},

@@ -9,6 +9,7 @@ package lifecycle
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/gantry-cri/gantry/integration/daemon"
@@ -21,6 +22,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case filepath.Base(os.Args[0]) == stubPlugin:
 		os.Exit(stubMain())
+	case strings.HasSuffix(os.Args[0], nriProgram):
+		os.Exit(nriMain())
 	case isSandboxShim():
 		sandboxShimMain()
 		return
@@ -30,7 +33,7 @@ func TestMain(m *testing.M) {
 
 // options are those of every daemon in this package, the shared one included.
 func options(more ...daemon.Option) []daemon.Option {
-	opts := []daemon.Option{daemon.Edit(addStubHandler), daemon.Edit(addWrappedHandlers), daemon.Edit(addSandboxHandler)}
+	opts := []daemon.Option{daemon.Edit(addStubHandler), daemon.Edit(addWrappedHandlers), daemon.Edit(addSandboxHandler), daemon.Edit(patientWithNRI)}
 	if stock {
 		opts = append(opts, daemon.Stock())
 	}

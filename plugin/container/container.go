@@ -235,6 +235,7 @@ type Deps struct {
 	Tasks     Tasks
 	Streams   Streams
 	Cgroups   Cgroups
+	Plugins   Plugins
 	Ops       *operation.Table
 	// Background runs the watches; stopping it leaves the containers running.
 	Background *lifecycle.Group

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -118,14 +119,25 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 	if err != nil {
 		return c, fmt.Errorf("generate specification: %w", err)
 	}
+	return s.prepared(ctx, u, sb, c, spec)
+}
+
+// prepared asks the plugins and commits the container.
+func (s *Service) prepared(ctx context.Context, u *undo.Stack, sb record.Sandbox, c record.Container, spec Spec) (record.Container, error) {
+	release := s.Plugins.Hold()
+	defer release()
+	if err := s.adjust(ctx, u, sb, c, &spec); err != nil {
+		return c, err
+	}
 	operation.Stage(ctx, "commit record")
-	made, err := s.Store.Move(ctx, c.ID, record.Prepared, func(r *record.Container) {
+	created, err := s.Store.Move(ctx, c.ID, record.Prepared, func(r *record.Container) {
 		r.Spec, r.User, r.Mounts, r.StopSignal = spec.JSON, spec.User, spec.Mounts, spec.StopSignal
 	})
 	if err != nil {
 		return c, err // with its ID, for settle
 	}
-	return made, nil
+	s.tell(ctx, facts.ContainerCreated, created)
+	return created, nil
 }
 
 // admits refuses a pod that is not ready.

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/log"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -100,8 +101,9 @@ func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit 
 			log.G(ctx).WithField("container", c.ID).WithError(err).Warn("not all output of an exited container is logged")
 		}
 	}
-	_, err := s.Store.Move(ctx, c.ID, record.Exited, func(r *record.Container) {
-		if r.Phase == record.ContainerExited && !r.FinishedAt.IsZero() {
+	known := false
+	ended, err := s.Store.Move(ctx, c.ID, record.Exited, func(r *record.Container) {
+		if known = r.Phase == record.ContainerExited && !r.FinishedAt.IsZero(); known {
 			return // the same exit, reported before
 		}
 		r.FinishedAt, r.ExitCode, r.Reason, r.Pid = exit.At, int32(exit.Code), reason, 0
@@ -115,6 +117,9 @@ func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit 
 		}
 	}
 	s.leave(c.ID)
+	if err == nil && !known {
+		s.tell(ctx, facts.ContainerStopped, ended)
+	}
 	return nil
 }
 

@@ -15,11 +15,12 @@ import (
 const (
 	releaseVolumes = "volumes"
 	releaseFiles   = "files"
+	releasePlugins = "plugins"
 	releaseStreams = "streams"
 	releaseTask    = "task"
 )
 
-var resources = []string{releaseVolumes, releaseFiles, releaseStreams, releaseTask}
+var resources = []string{releaseVolumes, releaseFiles, releasePlugins, releaseStreams, releaseTask}
 
 // push puts the release of a resource on the stack. There is one release for
 // each, whoever needs it.
@@ -27,6 +28,7 @@ func (s *Service) push(u *undo.Stack, resource string, c record.Container) {
 	release := map[string]func(context.Context) error{
 		releaseVolumes: func(ctx context.Context) error { return s.Volumes.Remove(ctx, c.ID) },
 		releaseFiles:   func(ctx context.Context) error { return s.Files.RemoveContainer(ctx, c) },
+		releasePlugins: func(ctx context.Context) error { return s.forget(ctx, c) },
 		releaseStreams: func(ctx context.Context) error { return s.removeStreams(ctx, c.ID) },
 		releaseTask:    func(ctx context.Context) error { return s.Tasks.Release(ctx, c) },
 	}[resource]

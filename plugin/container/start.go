@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/undo"
@@ -77,6 +78,7 @@ func (s *Service) start(ctx context.Context, id string) error {
 	if _, moveErr := s.Store.Move(context.WithoutCancel(ctx), id, record.Exited, failed(err)); moveErr != nil {
 		log.G(ctx).WithField("container", id).WithError(moveErr).Error("record of a failed start cannot be written")
 	}
+	s.tell(ctx, facts.ContainerStopped, c)
 	s.leave(id)
 	return err
 }
@@ -111,6 +113,12 @@ func (s *Service) release(ctx context.Context, u *undo.Stack, sb record.Sandbox,
 	}
 	exit := s.subscribe(task) // before it can end
 	s.follow(ctx, c)
+	operation.Stage(ctx, "ask plugins")
+	created := c
+	created.Pid = pid
+	if err := s.Plugins.TellContainer(ctx, facts.ContainerStart, sb, created); err != nil {
+		return err
+	}
 	operation.Stage(ctx, "start task")
 	started := time.Now() // a container that ends at once does not end before it
 	if err := task.Start(ctx); err != nil {
@@ -123,6 +131,7 @@ func (s *Service) release(ctx context.Context, u *undo.Stack, sb record.Sandbox,
 	if err != nil {
 		return err
 	}
+	s.tell(ctx, facts.ContainerStarted, c)
 	s.watch(c, l, exit)
 	return nil
 }

@@ -11,57 +11,95 @@ import (
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
 
 // Update changes the container's resources, all of them or none: the kernel
 // first, the record second, and the kernel back when either fails.
+//
+// Plugins are asked first, and may want other values.
 func (s *Service) Update(ctx context.Context, id string, update *cri.LinuxContainerResources) error {
-	c, err := s.Store.Resolve(id)
+	c, err := s.update(ctx, id, update, s.askUpdate)
+	if err == nil {
+		s.tell(ctx, facts.ContainerUpdated, c)
+	}
+	return err
+}
+
+// Apply is Update for what plugins want: it does not ask them.
+func (s *Service) Apply(ctx context.Context, id string, update *cri.LinuxContainerResources) error {
+	_, err := s.update(ctx, id, update, func(_ context.Context, _ record.Container, r *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error) {
+		return r, nil
+	})
+	return err
+}
+
+func (s *Service) askUpdate(ctx context.Context, c record.Container, r *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error) {
+	sb, err := s.Sandboxes.Get(c.SandboxID)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	operation.Stage(ctx, "ask plugins")
+	return s.Plugins.UpdateContainer(ctx, sb, c, r)
+}
+
+// asker returns the resources to set in place of those that are asked for.
+type asker func(context.Context, record.Container, *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error)
+
+func (s *Service) update(ctx context.Context, id string, update *cri.LinuxContainerResources, ask asker) (c record.Container, err error) {
+	if c, err = s.Store.Resolve(id); err != nil {
+		return c, err
 	}
 	done, err := s.turns.Take(ctx, c.ID)
 	if err != nil {
-		return err
+		return c, err
 	}
 	defer done()
 	if c, err = s.Store.Get(c.ID); err != nil {
-		return err
+		return c, err
 	}
 	if c.Phase != record.ContainerRunning && c.Phase != record.ContainerCreated {
-		return fmt.Errorf("container %s is %s: %w", c.ID, c.Phase, errdefs.ErrFailedPrecondition)
+		return c, fmt.Errorf("container %s is %s: %w", c.ID, c.Phase, errdefs.ErrFailedPrecondition)
 	}
+	if update, err = ask(ctx, c, update); err != nil {
+		return c, err
+	}
+	return s.set(ctx, c, update)
+}
+
+// set changes the container's resources.
+func (s *Service) set(ctx context.Context, c record.Container, update *cri.LinuxContainerResources) (record.Container, error) {
 	var spec specs.Spec
 	if err := json.Unmarshal(c.Spec, &spec); err != nil || spec.Linux == nil {
-		return fmt.Errorf("container %s has no readable specification: %w", c.ID, errdefs.ErrInternal)
+		return c, fmt.Errorf("container %s has no readable specification: %w", c.ID, errdefs.ErrInternal)
 	}
 	after, err := s.Specs.Update(&spec, update)
 	if err != nil {
-		return fmt.Errorf("check resources: %w", err)
+		return c, fmt.Errorf("check resources: %w", err)
 	}
 	b, err := json.Marshal(after)
 	if err != nil {
-		return fmt.Errorf("encode specification: %w", err)
+		return c, fmt.Errorf("encode specification: %w", err)
 	}
 	if err := s.fits(c, &spec, after); err != nil {
-		return err
+		return c, err
 	}
 	operation.Stage(ctx, "update the running container")
 	undo, err := s.apply(ctx, c, &spec, after)
 	if err != nil {
-		return err
+		return c, err
 	}
 	operation.Stage(ctx, "commit record")
-	_, err = s.Store.Update(ctx, c.ID, func(r *record.Container) error {
+	changed, err := s.Store.Update(ctx, c.ID, func(r *record.Container) error {
 		r.Spec, r.Resources = b, merge(c.Resources, update)
 		return nil
 	})
 	if err != nil {
-		return errors.Join(err, undo(context.WithoutCancel(ctx)))
+		return c, errors.Join(err, undo(context.WithoutCancel(ctx)))
 	}
-	return nil
+	return changed, nil
 }
 
 // fits refuses a memory limit that the container is above already: the kernel

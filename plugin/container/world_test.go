@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -52,6 +53,7 @@ type world struct {
 	oom    map[string]bool
 	logged map[string]int // drains by container
 	names  []string
+	told   []facts.PluginEvent
 	strike func(n int, name string) (before, after error)
 	life   int
 }
@@ -149,7 +151,7 @@ func (w *world) start() *daemon {
 	d.store = s
 	d.Service = container.New(container.Deps{
 		Store: s.Containers, Sandboxes: s.Sandboxes, Images: images{}, Snapshots: snapshots{d}, Volumes: volumes{d}, Specs: generator{d},
-		Tasks: tasks{d, runtime.New(w.runtime, w.runtime)}, Streams: streams{d}, Files: files{d}, Cgroups: cgroups{d}, Ops: d.ops, Background: d.bg,
+		Tasks: tasks{d, runtime.New(w.runtime, w.runtime)}, Streams: streams{d}, Files: files{d}, Cgroups: cgroups{d}, Plugins: plugins{d}, Ops: d.ops, Background: d.bg,
 	})
 	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
 	return d
@@ -428,6 +430,46 @@ func (s stream) Drain(context.Context) error {
 func (s stream) Close(context.Context) error {
 	s.d.w.set(s.d.w.fifos, s.id, false)
 	return nil
+}
+
+// plugins can refuse a container and its start, and want a quota of 7 where 6
+// is asked for; the rest they hear of.
+type plugins struct{ d *daemon }
+
+func (x plugins) CreateContainer(_ context.Context, _ record.Sandbox, c record.Container) (spec []byte, err error) {
+	x.d.w.hear(facts.ContainerCreate)
+	err = x.d.w.effect(x.d.life, "ask plugins about a container", func() error { spec = c.Spec; return nil })
+	return spec, err
+}
+
+func (x plugins) UpdateContainer(_ context.Context, _ record.Sandbox, _ record.Container, r *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error) {
+	x.d.w.hear(facts.ContainerUpdate)
+	if r.GetCpuQuota() == 6 {
+		return &cri.LinuxContainerResources{CpuQuota: 7}, nil
+	}
+	return r, nil
+}
+
+func (x plugins) TellContainer(_ context.Context, e facts.PluginEvent, _ record.Sandbox, _ record.Container) error {
+	x.d.w.hear(e)
+	if e != facts.ContainerStart {
+		return nil
+	}
+	return x.d.w.effect(x.d.life, "ask plugins about a start", func() error { return nil })
+}
+
+func (plugins) Hold() func() { return func() {} }
+
+func (w *world) hear(e facts.PluginEvent) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, e)
+}
+
+func (w *world) heard() []facts.PluginEvent {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.told)
 }
 
 func (d *daemon) request(command ...string) container.Request {

@@ -350,7 +350,7 @@ func TestHostDevices(t *testing.T) {
 func TestReadProfile(t *testing.T) {
 	dir := t.TempDir()
 	good, big, fifo := filepath.Join(dir, "good"), filepath.Join(dir, "big"), filepath.Join(dir, "fifo")
-	if err := errors.Join(os.WriteFile(good, []byte("{}"), 0o600), os.WriteFile(big, nil, 0o600), os.Truncate(big, maxProfile+1), unix.Mkfifo(fifo, 0o600)); err != nil {
+	if err := errors.Join(os.WriteFile(good, []byte("{}"), 0o600), os.WriteFile(big, nil, 0o600), os.Truncate(big, maxFile+1), unix.Mkfifo(fifo, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := ReadProfile(good); err != nil || string(b) != "{}" {
@@ -390,4 +390,32 @@ func FuzzParseProc(f *testing.F) {
 			t.Errorf("%q", pages)
 		}
 	})
+}
+
+// TestReadHooks: by name in lower case, the file of the last directory for each
+// name.
+func TestReadHooks(t *testing.T) {
+	low, high := t.TempDir(), t.TempDir()
+	for path, text := range map[string]string{
+		filepath.Join(low, "B.json"): "b", filepath.Join(low, "a.json"): "a", filepath.Join(low, "c.json"): "low",
+		filepath.Join(high, "c.json"): "high", filepath.Join(low, "d.txt"): "no hook",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, err := ReadHooks([]string{low, filepath.Join(low, "missing"), high})
+	var got []string
+	for _, f := range files {
+		got = append(got, string(f.Content))
+	}
+	if err != nil || !slices.Equal(got, []string{"a", "b", "high"}) {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := unix.Mkfifo(filepath.Join(high, "e.json"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadHooks([]string{high}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "e.json") {
+		t.Errorf("a pipe: %v", err)
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -73,6 +74,14 @@ func (s *Service) later(id string) {
 		defer s.mu.Unlock()
 		delete(s.retrying, id)
 	})
+}
+
+// goesOn reports whether later has to do with the pod.
+func (s *Service) goesOn(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, running := s.retrying[id]
+	return running
 }
 
 // retry goes on with one pod until there is nothing left to do.
@@ -162,9 +171,12 @@ func (s *Service) died(ctx context.Context, id, reason string) error {
 	if errdefs.IsNotFound(err) || err == nil && sb.Phase == record.NotReady {
 		return nil // it was stopped
 	}
-	_, err = s.Store.Move(ctx, id, record.Stopped, func(sb *record.Sandbox) { sb.Reason = reason })
+	sb, err = s.Store.Move(ctx, id, record.Stopped, func(sb *record.Sandbox) { sb.Reason = reason })
 	if errdefs.IsNotFound(err) {
 		return nil
+	}
+	if err == nil {
+		s.tell(ctx, facts.PodStopped, sb)
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/undo"
@@ -20,9 +21,10 @@ const (
 	releaseUserNS   = "user namespace"
 	releaseNetwork  = "network"
 	releaseInstance = "instance"
+	releasePlugins  = "plugins"
 )
 
-var resources = []string{releaseFiles, releaseUserNS, releaseNetwork, releaseInstance}
+var resources = []string{releaseFiles, releaseUserNS, releaseNetwork, releaseInstance, releasePlugins}
 
 // push puts the release of a resource on the stack. There is one release for
 // each, whoever needs it.
@@ -32,6 +34,7 @@ func (s *Service) push(u *undo.Stack, resource string, sb record.Sandbox) {
 		releaseUserNS:   s.UserNS.Remove,
 		releaseNetwork:  s.detach,
 		releaseInstance: s.Instances.Shutdown,
+		releasePlugins:  s.forget,
 	}[resource]
 	u.Push(resource, func(ctx context.Context) error { return release(ctx, sb) })
 }
@@ -77,6 +80,8 @@ func (s *Service) stop(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	// Plugins hear of a stop once, unless it has to be tried again.
+	news := sb.Phase != record.NotReady || s.goesOn(id)
 	if sb.Phase != record.NotReady {
 		// First of all, so that nothing new begins in the pod.
 		if sb, err = s.Store.Move(ctx, id, record.Stopped, nil); err != nil {
@@ -86,6 +91,9 @@ func (s *Service) stop(ctx context.Context, id string) error {
 	operation.Stage(ctx, "stop containers")
 	if err := s.insist(ctx, sb, s.stopContainers); err != nil {
 		return err
+	}
+	if news {
+		s.tell(ctx, facts.PodStopped, sb)
 	}
 	operation.Stage(ctx, "stop sandbox, detach network")
 	// Side by side, as they were made: neither needs the other.

@@ -112,10 +112,7 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 	if err != nil {
 		return sb, fmt.Errorf("watch sandbox: %w", err)
 	}
-	operation.Stage(ctx, "commit record")
-	ready, err := s.Store.Move(ctx, sb.ID, record.Started, func(r *record.Sandbox) {
-		r.Network, r.Instance = sb.Network, sb.Instance
-	})
+	ready, err := s.commit(ctx, u, sb)
 	if err != nil {
 		return sb, err
 	}

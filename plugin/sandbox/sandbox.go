@@ -16,6 +16,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/flight"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/operation"
@@ -143,6 +144,7 @@ type Deps struct {
 	Instances  Instances
 	Shims      Shims
 	Containers Containers
+	Plugins    Plugins
 	Ops        *operation.Table
 	// Background runs the watches; stopping it leaves the pods running.
 	Background *lifecycle.Group
@@ -182,10 +184,16 @@ func (s *Service) UpdateResources(ctx context.Context, id string, overhead, reso
 	if err != nil {
 		return err
 	}
-	_, err = s.Store.Update(ctx, sb.ID, func(sb *record.Sandbox) error {
+	if err := s.Plugins.UpdatePod(ctx, sb, overhead, resources); err != nil {
+		return err
+	}
+	sb, err = s.Store.Update(ctx, sb.ID, func(sb *record.Sandbox) error {
 		sb.Overhead, sb.Resources = overhead, resources
 		return nil
 	})
+	if err == nil {
+		s.tell(ctx, facts.PodUpdated, sb)
+	}
 	return err
 }
 

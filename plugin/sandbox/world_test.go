@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/log"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/network"
 	"github.com/gantry-cri/gantry/plugin/network/networktest"
@@ -43,6 +44,7 @@ type world struct {
 	userns    map[string]bool
 	instances map[string]chan record.Exit
 	names     []string // of the effects so far
+	told      []facts.PluginEvent
 	strike    func(n int, name string) (before, after error)
 	life      int // which start of the daemon is current
 }
@@ -124,7 +126,7 @@ func (w *world) start() *daemon {
 	d.store = s
 	d.Service = sandbox.New(sandbox.Deps{
 		Store: s.Sandboxes, Handlers: handlers{}, Labels: labels{}, Files: files{d}, UserNS: userNamespaces{d}, Network: connector{d}, Instances: instances{d},
-		Shims: shims{d}, Containers: containers{d}, Ops: d.ops, Background: d.bg,
+		Shims: shims{d}, Containers: containers{d}, Plugins: plugins{d}, Ops: d.ops, Background: d.bg,
 	})
 	w.t.Cleanup(func() { d.bg.Stop(context.Background()) })
 	return d
@@ -339,6 +341,30 @@ func (x containers) StopAll(context.Context, string) error {
 
 func (x containers) RemoveAll(context.Context, string) error {
 	return x.d.w.effect(x.d.life, "remove containers", func() error { return nil })
+}
+
+// plugins can refuse a pod, and hear of the rest.
+type plugins struct{ d *daemon }
+
+func (x plugins) TellPod(_ context.Context, e facts.PluginEvent, _ record.Sandbox) error {
+	x.d.w.hear(e)
+	if e != facts.PodRun {
+		return nil
+	}
+	return x.d.w.effect(x.d.life, "ask plugins", func() error { return nil })
+}
+
+func (x plugins) UpdatePod(context.Context, record.Sandbox, *cri.LinuxContainerResources, *cri.LinuxContainerResources) error {
+	x.d.w.hear(facts.PodUpdate)
+	return nil
+}
+
+func (plugins) Hold() func() { return func() {} }
+
+func (w *world) hear(e facts.PluginEvent) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, e)
 }
 
 func pod(name string) sandbox.Request {

@@ -165,6 +165,8 @@ type ContainerInput struct {
 	Labels record.Labels
 	// Systemd says that the first process is systemd.
 	Systemd bool
+	// Hooks are those of the hooks directories, in their order.
+	Hooks []Hook
 }
 
 func (in *ContainerInput) security() *cri.LinuxContainerSecurityContext {
@@ -218,6 +220,7 @@ func container(in *ContainerInput) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	addHooks(in, s)
 	return s, nil
 }
 

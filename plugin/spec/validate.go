@@ -21,8 +21,6 @@ const (
 	maxHostname = 64
 	// maxID is the largest user or group number, as in package rootfs.
 	maxID = 1<<31 - 1
-
-	cdiPrefix = "cdi.k8s.io/"
 )
 
 var hostnamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$`)
@@ -343,15 +341,8 @@ func checkDevices(cfg *cri.ContainerConfig) error {
 			return fmt.Errorf("%s.permissions: %w", field, err)
 		}
 	}
-	if len(cfg.GetCDIDevices()) > 0 {
-		return fmt.Errorf("config.CDI_devices: %w", errdefs.ErrNotImplemented)
-	}
-	for k := range cfg.GetAnnotations() {
-		if strings.HasPrefix(k, cdiPrefix) {
-			return fmt.Errorf("config.annotations[%q]: CDI devices: %w", k, errdefs.ErrNotImplemented)
-		}
-	}
-	return nil
+	_, err := CDIDevices(cfg)
+	return err
 }
 
 // identity is what both security contexts say about users and groups.

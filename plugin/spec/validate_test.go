@@ -89,6 +89,10 @@ func TestValidateContainer(t *testing.T) {
 		"devices[0].container_path": func(c *cri.ContainerConfig) {
 			c.Devices = []*cri.Device{{HostPath: "/dev/null", ContainerPath: "x"}}
 		},
+		"CDI_devices[0]": func(c *cri.ContainerConfig) { c.CDIDevices = []*cri.CDIDevice{{Name: "gpu0"}} },
+		`annotations["cdi.k8s.io/x"]`: func(c *cri.ContainerConfig) {
+			c.Annotations = map[string]string{"cdi.k8s.io/x": "gpu0"}
+		},
 		"run_as_user and run_as_username": func(c *cri.ContainerConfig) {
 			sc := security(c)
 			sc.RunAsUser, sc.RunAsUsername = &cri.Int64Value{}, "x"
@@ -106,10 +110,6 @@ func TestValidateContainer(t *testing.T) {
 		}
 	}
 	for field, change := range map[string]func(*cri.ContainerConfig){
-		"CDI_devices": func(c *cri.ContainerConfig) { c.CDIDevices = []*cri.CDIDevice{{Name: "v/c=d"}} },
-		`annotations["cdi.k8s.io/x"]`: func(c *cri.ContainerConfig) {
-			c.Annotations = map[string]string{"cdi.k8s.io/x": "v/c=d"}
-		},
 		"windows": func(c *cri.ContainerConfig) { c.Windows = &cri.WindowsContainerConfig{} },
 	} {
 		c := minimal()

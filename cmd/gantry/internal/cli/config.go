@@ -124,6 +124,7 @@ default. A configuration needs none of them: write only what is to be different.
 		RunE: func(*cobra.Command, []string) error {
 			tables := map[string]any{"version": 4, "plugins": map[string]any{
 				config.ImagesPlugin: config.DefaultImages(), config.RuntimePlugin: config.DefaultRuntime(), config.ServerPlugin: config.DefaultServer(),
+				config.NRIPlugin: config.DefaultNRI(),
 			}}
 			return a.show(tables, func(w io.Writer) error {
 				_, err := w.Write(config.Default())
