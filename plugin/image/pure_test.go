@@ -265,3 +265,32 @@ func FuzzDecodeAuth(f *testing.F) {
 		}
 	})
 }
+
+// A registry that sends its clients to itself without TLS gets no secret there.
+func TestNoSecretInTheClear(t *testing.T) {
+	a := &access{request: &credentials{host: "registry.test", bearer: "secret"}, own: map[string]bool{"registry.test": true}}
+	b := &boundAuthorizer{access: a, scheme: "https", host: "registry.test"}
+	for url, want := range map[string]string{
+		"https://registry.test/v2/": "Bearer secret",
+		"http://registry.test/v2/":  "",
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Authorize(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		if got := req.Header.Get("Authorization"); got != want {
+			t.Errorf("%s: Authorization is %q, want %q", url, got, want)
+		}
+	}
+}
+
+// What nobody asks for is not kept, however much of it there is.
+func TestDecodeConfigWithoutHistory(t *testing.T) {
+	got, err := decodeConfig([]byte(`{"os": "linux", "config": {"User": "7"}, "history": [{}, {"comment": "x"}, 3]}`))
+	if err != nil || got.OS != "linux" || got.Config.User != "7" || got.History != nil {
+		t.Errorf("%+v, %v", got, err)
+	}
+}

@@ -20,7 +20,7 @@ import (
 // the image; real ones are a few kilobytes.
 const (
 	maxManifest = 4 << 20
-	maxConfig   = 8 << 20
+	maxConfig   = 4 << 20
 	// maxAnnotations bounds what of a manifest's annotations every list of
 	// images carries along.
 	maxAnnotations = 16 << 10
@@ -76,7 +76,7 @@ func (r reader) image(ctx context.Context, target imagespec.Descriptor, platform
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	p := &parsed{id: manifest.Config.Digest.String(), size: target.Size + manifest.Config.Size, annotations: bounded(manifest.Annotations)}
-	if err := json.Unmarshal(raw, &p.config); err != nil {
+	if p.config, err = decodeConfig(raw); err != nil {
 		return nil, fmt.Errorf("read configuration: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
 	for _, d := range p.config.RootFS.DiffIDs {
@@ -90,6 +90,21 @@ func (r reader) image(ctx context.Context, target imagespec.Descriptor, platform
 	}
 	return p, nil
 }
+
+// decodeConfig leaves the history out: nobody asks for it, the index keeps what
+// is decoded, and an entry of two bytes takes a hundred in memory.
+func decodeConfig(raw []byte) (imagespec.Image, error) {
+	var c struct {
+		imagespec.Image
+		History skipped `json:"history"`
+	}
+	err := json.Unmarshal(raw, &c)
+	return c.Image, err
+}
+
+type skipped struct{}
+
+func (*skipped) UnmarshalJSON([]byte) error { return nil }
 
 // all reads the image of every platform; nil where there is none.
 func (r reader) all(ctx context.Context, target imagespec.Descriptor) ([]*parsed, error) {

@@ -272,6 +272,11 @@ func (b *boundAuthorizer) Authorize(ctx context.Context, req *http.Request) erro
 			}
 		}
 	}
+	if req.URL.Scheme == "http" && b.scheme == "https" && strings.EqualFold(req.URL.Host, b.host) && !docker.IsLocalhost(b.host) {
+		// A registry behind a proxy that ends TLS may send its clients to
+		// itself without; what is secret does not go there.
+		return nil
+	}
 	if c := b.access.credentialsFor(req.URL.Host); c != nil && c.bearer != "" {
 		req.Header.Set("Authorization", "Bearer "+c.bearer)
 		return nil
@@ -286,7 +291,7 @@ func (b *boundAuthorizer) AddResponses(ctx context.Context, responses []*http.Re
 	refused := func(err error) error {
 		return &statusError{host: last.Request.URL.Host, status: last.Status, code: last.StatusCode, err: err}
 	}
-	if last.Request.URL.Scheme == "http" && strings.EqualFold(last.Request.URL.Host, b.host) {
+	if last.Request.URL.Scheme == "http" && strings.EqualFold(last.Request.URL.Host, b.host) && docker.IsLocalhost(b.host) {
 		b.plain.Store(true)
 	}
 	c := b.access.credentialsFor(last.Request.URL.Host)
