@@ -269,6 +269,17 @@ func (l *Log) Lost() Lost {
 	return Lost{Bytes: l.lostBytes.Load(), Lines: l.lostLines.Load()}
 }
 
+// Behind says that a container's output waits for the log file to take what
+// came before.
+func (l *Log) Behind() bool {
+	for _, j := range l.journals {
+		if j != nil && j.room() <= 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Close ends the writer after the write at hand and keeps the state: Open
 // continues there. Close the FIFOs and wait for Copy before. A log file that
 // does not answer is waited for a few seconds only and closed when it does.

@@ -52,7 +52,8 @@ type Exec struct {
 	stdin  *stdin // nil without one
 	cancel context.CancelFunc
 
-	moved   atomic.Uint64 // bytes read from the process
+	active  atomic.Int64  // when output last came or was taken, in Unix nanoseconds
+	writing atomic.Int32  // writes to the client that are under way
 	drained chan struct{} // closed when every output has ended
 	copyErr [2]error      // once drained
 }
@@ -118,9 +119,13 @@ func (e *Exec) copy(f *crilog.Fifo, to io.Writer) (failed error) {
 	b := make([]byte, execBuffer)
 	for {
 		n, err := f.Read(b)
-		e.moved.Add(uint64(n))
+		e.active.Store(time.Now().UnixNano())
 		if n > 0 && to != nil && failed == nil {
-			if _, werr := to.Write(b[:n]); werr != nil {
+			e.writing.Add(1)
+			_, werr := to.Write(b[:n])
+			e.active.Store(time.Now().UnixNano())
+			e.writing.Add(-1)
+			if werr != nil {
 				failed = fmt.Errorf("write to client: %w", werr)
 			}
 		}
@@ -136,7 +141,8 @@ func (e *Exec) copy(f *crilog.Fifo, to io.Writer) (failed error) {
 // Drain bounds the wait for output after the exit of a process whose streams
 // somebody else may hold open, such as a child in the background.
 type Drain struct {
-	// Quiet is how long nothing may come before the output counts as ended.
+	// Quiet is how long nothing may come, of a process whose output the client
+	// takes, before the output counts as ended.
 	// Zero waits for the real end.
 	Quiet time.Duration
 	// Most is how long output is taken at all. Zero means no limit.
@@ -161,18 +167,19 @@ func (e *Exec) Wait(ctx context.Context, d Drain) error {
 	quiet, most := newTimer(d.Quiet), newTimer(d.Most)
 	defer quiet.Stop()
 	defer most.Stop()
-	seen := e.moved.Load()
+	e.active.Store(time.Now().UnixNano())
 	for {
 		select {
 		case <-e.drained:
 			return errors.Join(e.copyErr[:]...)
 		case <-quiet.C:
-			now := e.moved.Load()
-			if now == seen {
+			// A client that is slow is no quiet: the process's side waits for it.
+			busy := e.writing.Load() > 0 // before the time: a write notes it at its end
+			left := d.Quiet - time.Since(time.Unix(0, e.active.Load()))
+			if left <= 0 && !busy {
 				e.stop()
 			}
-			seen = now
-			quiet.Reset(d.Quiet)
+			quiet.Reset(max(left, d.Quiet/10))
 		case <-most.C:
 			e.stop()
 		case <-ctx.Done():

@@ -209,3 +209,53 @@ func TestShares(t *testing.T) {
 		t.Errorf("one long stream: %d and %d", len(out), len(errs))
 	}
 }
+
+// stalling takes nothing for a while, once, as a client does whose network
+// stalls.
+type stalling struct {
+	pause time.Duration
+	n     int
+}
+
+func (s *stalling) Write(p []byte) (int, error) {
+	time.Sleep(s.pause)
+	s.pause = 0
+	s.n += len(p)
+	return len(p), nil
+}
+
+// TestExecSlowClient: quiet is counted while the client takes what comes.
+func TestExecSlowClient(t *testing.T) {
+	const step, steps = 32 << 10, 12 // more than a FIFO holds
+	out := &stalling{pause: 300 * time.Millisecond}
+	e, err := NewExec(context.Background(), ExecConfig{Dir: filepath.Join(t.TempDir(), "exec"), Streams: Streams{Stdout: out}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := os.OpenFile(e.Paths().Stdout, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stderr, err := os.OpenFile(e.Paths().Stderr, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		defer stderr.Close()
+		defer stdout.Close()
+		for range steps {
+			if _, err := stdout.Write(make([]byte, step)); err != nil {
+				return
+			}
+		}
+	}()
+	if err := e.Wait(context.Background(), Drain{Quiet: 100 * time.Millisecond}); err != nil {
+		t.Fatal(err)
+	}
+	if out.n != step*steps {
+		t.Errorf("the client got %d of %d bytes", out.n, step*steps)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

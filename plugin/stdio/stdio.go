@@ -213,19 +213,27 @@ func (o *IO) Exited() {
 
 // Wait is for after the exit of the process. It returns when all its output is
 // in the log. Somebody who inherited the streams may hold them open: after
-// most the output that is there is taken and the rest left.
+// most, in which the log kept up, the output that is there is taken and the rest
+// left.
 func (o *IO) Wait(ctx context.Context, most time.Duration) error {
 	o.Exited()
-	bound := time.NewTimer(most)
+	bound := time.NewTicker(most)
 	defer bound.Stop()
-	select {
-	case <-o.drained:
-	case <-bound.C:
-		for _, f := range o.fifos {
-			f.Stop()
+	for waiting := true; waiting; {
+		select {
+		case <-o.drained:
+			waiting = false
+		case <-bound.C:
+			if o.log.Behind() {
+				continue // it is the log that is waited for
+			}
+			for _, f := range o.fifos {
+				f.Stop()
+			}
+			waiting = false
+		case <-ctx.Done():
+			return fmt.Errorf("drain output: %w", context.Cause(ctx))
 		}
-	case <-ctx.Done():
-		return fmt.Errorf("drain output: %w", context.Cause(ctx))
 	}
 	select {
 	case <-o.drained:
