@@ -274,14 +274,15 @@ static void raise_limit(void)
 
 __attribute__((noreturn, used)) void run(void)
 {
+	// First, so that the one that stays never has them.
+	unsigned long blocked = 1ul << (SIGHUP - 1) | 1ul << (SIGPIPE - 1);
+	call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&blocked, 0, sizeof blocked);
 	// The daemon waits for this process, not for the one that stays.
 	long child = call(SYS_clone, SIGCHLD, 0, 0, 0);
 	if (child != 0)
 		call(SYS_exit_group, child < 0, 0, 0, 0);
 	call(SYS_setsid, 0, 0, 0, 0);
 	call(SYS_chdir, (long)"/", 0, 0, 0);
-	unsigned long blocked = 1ul << (SIGHUP - 1) | 1ul << (SIGPIPE - 1);
-	call(SYS_rt_sigprocmask, SIG_BLOCK, (long)&blocked, 0, sizeof blocked);
 	raise_limit();
 	if (call(SYS_fcntl, LISTENER, F_SETFL, O_NONBLOCK, 0) != 0)
 		call(SYS_exit_group, 1, 0, 0, 0);
