@@ -120,6 +120,15 @@ func (m mainStream) Attach(ctx context.Context, c container.Connection) error {
 	return m.IO.Attach(ctx, stdio.Streams{Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr})
 }
 
+// Close says what of the output did not get into the log, as nothing else does.
+func (m mainStream) Close(ctx context.Context) error {
+	if lost := m.Lost(); lost.Bytes > 0 {
+		log.G(ctx).WithFields(log.Fields{"bytes": lost.Bytes, "lines": lost.Lines}).
+			Warn("output of a container was dropped, because its log took nothing for too long: is the disk full?")
+	}
+	return m.IO.Close(ctx)
+}
+
 func (m mainStream) Drain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, drainLimit+flushLimit,
 		fmt.Errorf("the log takes nothing for %s: %w", flushLimit, context.DeadlineExceeded))
