@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -115,6 +117,9 @@ func execProcess(c record.Container, command []string, tty bool) (*specs.Process
 	}
 	p := spec.Process
 	p.Args, p.Terminal, p.CommandLine, p.ConsoleSize = command, tty, "", nil
+	if tty && !slices.ContainsFunc(p.Env, func(v string) bool { return strings.HasPrefix(v, "TERM=") }) {
+		p.Env = append(p.Env, "TERM=xterm")
+	}
 	return p, nil
 }
 
