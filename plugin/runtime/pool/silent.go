@@ -222,10 +222,17 @@ func probe(ctx context.Context, pod string, params *bootapi.BootstrapResult) err
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case err != nil && (asked.Err() != nil || os.IsTimeout(err)):
+	case err != nil && (asked.Err() != nil || timedOut(err)):
 		return nil
 	}
 	return fmt.Errorf("it answers: %w", errdefs.ErrFailedPrecondition)
+}
+
+// timedOut is also true for a socket with a full queue, of which nobody takes a
+// connection.
+func timedOut(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.As(err, &t) && t.Timeout()
 }
 
 // awaitGone waits until the runtime has given the tasks up.
