@@ -363,11 +363,7 @@ func (s *services) start() error {
 			log.G(ctx).WithError(err).Error("streaming server ended: exec, attach and port-forward do not work")
 		}
 	})
-	s.background.Go("probe runtime handlers", func(ctx context.Context) {
-		if err := s.handlers.Probe(ctx); err != nil {
-			log.G(ctx).WithError(err).Debug("probe runtime handlers")
-		}
-	})
+	s.background.Go("probe runtime handlers", s.probeHandlers)
 	// Before anything is served: a plugin that is to see every container must
 	// not miss the first ones.
 	if err := s.plugins.Start(s.containers); err != nil {
@@ -399,6 +395,17 @@ func (s *services) start() error {
 		}
 	})
 	return nil
+}
+
+// probeHandlers asks runtimes what they can do, those that failed some times
+// more: at the boot of a busy node a program may take long to answer.
+func (s *services) probeHandlers(ctx context.Context) {
+	for pause := 2 * time.Second; pause < 2*time.Minute; pause *= 2 {
+		if err := s.handlers.Probe(ctx); err != nil || len(s.handlers.Problems()) == 0 {
+			return // the daemon ends, or all have answered
+		}
+		lifecycle.Pause(ctx, pause)
+	}
 }
 
 // checkPodNetworks logs which running pods' networks are not as CNI made them.
