@@ -160,7 +160,7 @@ func TestConfigDefault(t *testing.T) {
 			}
 		}
 	}
-	if len(text.Plugins) != 3 {
+	if len(text.Plugins) != 4 {
 		t.Errorf("plugins %v", text.Plugins)
 	}
 }
