@@ -32,11 +32,17 @@ type slot struct {
 	lock *os.File
 }
 
-// cgroupParent has the name of a slice, which any cgroup may have and which
-// systemd wants.
-func (s slot) cgroupParent() string { return fmt.Sprintf("/gantrytest%d.slice", s.n) }
-func (s slot) bridge() string       { return fmt.Sprintf("gtest%d", s.n) }
-func (s slot) network() string      { return fmt.Sprintf("gantry-test-%d", s.n) }
+// cgroupParent is a slice where systemd runs the machine, and only there:
+// containerd's own CRI takes any cgroup of such a name for systemd's.
+func (s slot) cgroupParent() string {
+	if Systemd() {
+		return fmt.Sprintf("/gantrytest%d.slice", s.n)
+	}
+	return fmt.Sprintf("/gantry-test-%d", s.n)
+}
+
+func (s slot) bridge() string  { return fmt.Sprintf("gtest%d", s.n) }
+func (s slot) network() string { return fmt.Sprintf("gantry-test-%d", s.n) }
 
 func (s slot) subnet() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 213, byte(s.n), 0}), 24)

@@ -114,6 +114,9 @@ func (s Scope) Settle(ctx context.Context, before State) error {
 				return nil
 			}
 			last = LeakError(diff)
+			if err := s.collect(ctx, diff); err != nil {
+				return errors.Join(last, err)
+			}
 		case last == nil:
 			last = fmt.Errorf("read host: %w", err)
 		}
