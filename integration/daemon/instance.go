@@ -120,6 +120,7 @@ func (in *Instance) LogPath() string { return in.path("containerd.log") }
 func (in *Instance) Scope() host.Scope {
 	s := in.slot.scope(in.Dir)
 	if in.running() != nil {
+		s.Expected = append(s.Expected, in.set.expected...)
 		s.Client = in.client
 	}
 	return s

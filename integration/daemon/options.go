@@ -36,6 +36,7 @@ type settings struct {
 	path     []string
 	edits    []func(*Instance, Config)
 	conflist string
+	expected []string
 }
 
 // Option changes how a daemon is made.
@@ -69,6 +70,12 @@ func PathFirst(dir string) Option {
 // Conflist replaces the CNI configuration; empty means that there is none.
 func Conflist(json string) Option {
 	return func(s *settings) { s.conflist = json }
+}
+
+// Expect names programs that the daemon keeps running besides its own, such as
+// NRI plugins: while it is up they are no leak.
+func Expect(programs ...string) Option {
+	return func(s *settings) { s.expected = append(s.expected, programs...) }
 }
 
 // Binary runs another daemon program.

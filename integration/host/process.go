@@ -30,6 +30,12 @@ func (p process) String() string {
 	return fmt.Sprintf("process %d: %s", p.pid, p.cmdline)
 }
 
+// calledAs is the name by which a program was started, which may be a link's.
+func (p process) calledAs() string {
+	name, _, _ := strings.Cut(p.cmdline, " ")
+	return filepath.Base(name)
+}
+
 func (s Scope) processes(context.Context) ([]string, error) {
 	all, err := s.list()
 	if err != nil {
@@ -37,7 +43,7 @@ func (s Scope) processes(context.Context) ([]string, error) {
 	}
 	var lines []string
 	for _, p := range all {
-		if p.exe == "" || !slices.Contains(s.Expected, p.exe) {
+		if p.exe == "" || !slices.Contains(s.Expected, p.exe) && !slices.Contains(s.Expected, p.calledAs()) {
 			lines = append(lines, p.String())
 		}
 	}

@@ -34,7 +34,7 @@ func TestDEV_11_NRIRegistration(t *testing.T) {
 	d := start(t, daemon.Edit(func(in *daemon.Instance, _ daemon.Config) {
 		install(t, in, "30-late"+nriProgram, config)
 		install(t, in, "10-early"+nriProgram, config)
-	}))
+	}), daemon.Expect("30-late"+nriProgram, "10-early"+nriProgram))
 	b := newBoxOn(t, d)
 	running, created, gone := b.run(b.sleeper("running")), b.mustCreate(b.sleeper("created")), b.run(b.sleeper("gone"))
 	b.stop(gone, 0)
