@@ -23,7 +23,7 @@ import (
 
 // soon is how long something may take that takes milliseconds on an idle
 // machine.
-var soon = daemon.Patience(20 * time.Second)
+var soon = daemon.Patience(45 * time.Second)
 
 const poll = 20 * time.Millisecond
 

@@ -404,7 +404,7 @@ func TestLOG_09_EndsWhileDown(t *testing.T) {
 func TestLOG_09_MoreThanAPipe(t *testing.T) {
 	t.Parallel()
 	b := newKeptBox(t)
-	ids := []string{b.counting("one", 100_000, 3), b.counting("two", 100_000, 0)}
+	ids := []string{b.counting("one", 40_000, 3), b.counting("two", 40_000, 0)}
 	b.Kill()
 	b.sign("go")
 	for range 3 {
