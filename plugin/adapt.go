@@ -200,13 +200,6 @@ func withMounted(ctx context.Context, rootfs []mount.Mount, fn func(root string)
 	return mount.WithReadonlyTempMount(ctx, plain, fn)
 }
 
-func ignoreNotFound(err error) error {
-	if errdefs.IsNotFound(err) {
-		return nil
-	}
-	return err
-}
-
 // shims is sandbox.Shims.
 type shims struct{ *runtime.Tasks }
 

@@ -235,29 +235,16 @@ func newServices(ic *plugin.InitContext, cfg settings) (*services, error) {
 }
 
 func (s *services) build(ctx context.Context, n node, cfg settings) error {
-	var damaged []store.Damaged
-	var err error
-	s.disk = store.NewMetadata(n.db, Namespace)
-	if s.store, damaged, err = store.Open(ctx, s.disk); err != nil {
+	if err := s.openStore(ctx, n); err != nil {
 		return err
-	}
-	for _, d := range damaged {
-		log.G(ctx).WithError(d.Err).WithField(d.Kind, d.ID).Error("record cannot be read; it is left alone, remove it with ctr")
-		if d.Kind == "sandbox" {
-			s.damaged = append(s.damaged, d.ID)
-		}
 	}
 	introspector, ok := n.tasks.(handler.Introspector)
 	if !ok {
 		return fmt.Errorf("task runtime %T does not tell about runtimes", n.tasks)
 	}
-	// Looked up now: later plugins are still being added to the set.
-	known := snapshotters(n)
-	snaps := snapshot.New(func(name string) (snapshots.Snapshotter, bool) {
-		sn := n.db.Snapshotter(name)
-		return sn, sn != nil
-	}, n.snapshotRoot, func(name string) []string { return known[name].Capabilities })
+	snaps := newSnapshots(n)
 	obstacle := n.userNSObstacle(snaps, cfg.images.Snapshotter)
+	var err error
 	if s.handlers, err = handler.New(cfg.runtime, handler.NewProber(introspector), obstacle); err != nil {
 		return err
 	}
@@ -337,6 +324,36 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 			log.G(ctx).WithError(err).Warn("the default AppArmor profile is not loaded")
 		}
 	}
+	return s.observe()
+}
+
+// openStore reads the records; one that cannot be read is told of and left alone.
+func (s *services) openStore(ctx context.Context, n node) (err error) {
+	s.disk = store.NewMetadata(n.db, Namespace)
+	var damaged []store.Damaged
+	if s.store, damaged, err = store.Open(ctx, s.disk); err != nil {
+		return err
+	}
+	for _, d := range damaged {
+		log.G(ctx).WithError(d.Err).WithField(d.Kind, d.ID).Error("record cannot be read; it is left alone, remove it with ctr")
+		if d.Kind == "sandbox" {
+			s.damaged = append(s.damaged, d.ID)
+		}
+	}
+	return nil
+}
+
+func newSnapshots(n node) *snapshot.Snapshots {
+	// Looked up now: later plugins are still being added to the set.
+	known := snapshotters(n)
+	return snapshot.New(func(name string) (snapshots.Snapshotter, bool) {
+		sn := n.db.Snapshotter(name)
+		return sn, sn != nil
+	}, n.snapshotRoot, func(name string) []string { return known[name].Capabilities })
+}
+
+// observe registers the metrics and makes the decorator of requests feed them.
+func (s *services) observe() error {
 	metrics := rpc.NewMetrics(s.ops)
 	for _, c := range append(s.plugins.Metrics(), metrics) {
 		if err := prometheus.Register(c); err != nil {

@@ -218,7 +218,7 @@ type stalling struct {
 }
 
 func (s *stalling) Write(p []byte) (int, error) {
-	time.Sleep(s.pause)
+	<-time.After(s.pause)
 	s.pause = 0
 	s.n += len(p)
 	return len(p), nil
