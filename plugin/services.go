@@ -317,14 +317,21 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		Handlers: s.handlers, Validate: validate{}, Stats: s.stats, Version: semver(version.Version),
 		Warnings: shownWarnings(cfg), Info: func() map[string]any { return map[string]any{"config": cfg.runtime} },
 	})
-	if n.facts.AppArmor && !cfg.runtime.DisableAppArmor {
-		// Once at the start, so that a change of ours counts; a host that
-		// cannot do it is told of with the first pod that needs it.
-		if err := host.LoadAppArmor(spec.AppArmorProfile); err != nil {
-			log.G(ctx).WithError(err).Warn("the default AppArmor profile is not loaded")
-		}
+	if !cfg.runtime.DisableAppArmor {
+		loadAppArmor(ctx, n)
 	}
 	return s.observe()
+}
+
+// loadAppArmor is called once at the start, so that a change of the profile
+// counts; a host that cannot do it is told of with the first pod that needs it.
+func loadAppArmor(ctx context.Context, n node) {
+	if !n.facts.AppArmor {
+		return
+	}
+	if err := host.LoadAppArmor(spec.AppArmorProfile); err != nil {
+		log.G(ctx).WithError(err).Warn("the default AppArmor profile is not loaded")
+	}
 }
 
 // openStore reads the records; one that cannot be read is told of and left alone.
