@@ -519,11 +519,11 @@ func TestFullDisk(t *testing.T) {
 	if err := os.Rename(r.path, old); err != nil {
 		t.Fatal(err)
 	}
-	first, _ := read(t, old)
-	if err := os.Truncate(old, 0); err != nil {
+	if err := r.log.Reopen(context.Background(), r.path); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.log.Reopen(context.Background(), r.path); err != nil {
+	first, _ := read(t, old) // now that nobody writes to it
+	if err := os.Truncate(old, 0); err != nil {
 		t.Fatal(err)
 	}
 	// Lines until one gets through again: the disk has space now.

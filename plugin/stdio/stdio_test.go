@@ -325,7 +325,9 @@ func TestAttachFanOut(t *testing.T) {
 				s.say(line)
 				// Clients that read are within their buffer at any speed.
 				if sent%(64<<10) < len(line) {
-					waitFor(t, "the clients", func() bool { return len(outs[2].String()) >= sent-32<<10 })
+					waitFor(t, "the clients", func() bool {
+						return min(len(outs[0].String()), len(outs[1].String()), len(outs[2].String())) >= sent-32<<10
+					})
 				}
 			}
 			s.stderr.WriteString("bye\n")
