@@ -42,10 +42,21 @@ func TestRPC_08_CreateContainer(t *testing.T) {
 		t.Error("it has no root filesystem")
 	}
 
+	// What has never run is replaced: a kubelet that did not hear of it asks for
+	// another, in which some mount has a new name.
 	other := proto.CloneOf(config)
-	other.Command = []string{"false"}
-	_, err = p.create(d, other)
-	wantError(t, err, codes.AlreadyExists, "main", id)
+	other.Mounts = append(other.Mounts, &cri.Mount{ContainerPath: "/dev/termination-log", HostPath: t.TempDir()})
+	replaced, err := p.create(d, other)
+	if err != nil || replaced == id {
+		t.Errorf("the same name and attempt, otherwise: %q, %v", replaced, err)
+	}
+	_, err = d.Runtime().ContainerStatus(t.Context(), &cri.ContainerStatusRequest{ContainerId: id})
+	wantError(t, err, codes.NotFound, id)
+	if err := startContainer(d, replaced); err != nil {
+		t.Fatal(err)
+	}
+	_, err = p.create(d, config) // but not what runs
+	wantError(t, err, codes.AlreadyExists, "main", replaced)
 	again := proto.CloneOf(config)
 	again.Metadata.Attempt = 1
 	second, err := p.create(d, again)
@@ -171,6 +182,7 @@ func TestRPC_11_RemoveContainer(t *testing.T) {
 	if err := removeContainer(d, id); err != nil {
 		t.Fatal(err)
 	}
+	collectGarbage(t, d)
 	if alive(pid) || exists(group) || hasSnapshot(t, d, id) {
 		t.Errorf("process lives %v, cgroup there %v, root filesystem there %v", alive(pid), exists(group), hasSnapshot(t, d, id))
 	}

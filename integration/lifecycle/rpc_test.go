@@ -147,6 +147,7 @@ func TestRPC_04_RemovePodSandbox(t *testing.T) {
 	}
 	_, err = d.Runtime().PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.id})
 	wantError(t, err, codes.NotFound, p.id)
+	collectGarbage(t, d)
 	for _, id := range []string{ctr, never} {
 		_, err = d.Runtime().ContainerStatus(t.Context(), &cri.ContainerStatusRequest{ContainerId: id})
 		wantError(t, err, codes.NotFound, id)
