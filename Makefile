@@ -11,7 +11,7 @@ CONTAINERD    := $(shell sed -n 's,^\tgithub.com/containerd/containerd/v2 v,,p' 
 REVISION      := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 # Inputs, not seconds: the end of a timed run can fail by itself (golang/go#75804).
 FUZZTIME      ?= 10000x
-TEST_TIMEOUT  ?= 18m
+TEST_TIMEOUT  ?= 28m
 RUN           ?=
 OUT           := out
 
