@@ -390,12 +390,6 @@ func TestRefusedRequests(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
 	for field, edit := range map[string]func(*cri.ContainerConfig){
-		"image": func(c *cri.ContainerConfig) {
-			c.Mounts = []*cri.Mount{{ContainerPath: "/v", Image: &cri.ImageSpec{Image: b.image}}}
-		},
-		"mount_options": func(c *cri.ContainerConfig) {
-			c.Mounts = []*cri.Mount{{ContainerPath: "/v", HostPath: "/tmp", MountOptions: []string{"noexec"}}}
-		},
 		"windows": func(c *cri.ContainerConfig) { c.Windows = &cri.WindowsContainerConfig{} },
 	} {
 		c := b.sleeper(strings.ToLower(strings.ReplaceAll(field, "_", "-")))
