@@ -153,9 +153,8 @@ func (s *Service) watch(sb record.Sandbox, exit <-chan record.Exit) {
 		case e, ok := <-exit:
 			if !ok {
 				// The subscription ended, which says nothing of the sandbox.
-				if ctx.Err() == nil {
-					lifecycle.Retry(ctx, "watch sandbox "+sb.ID+" again", retries, func() error { return s.recoverOne(ctx, sb.ID) })
-				}
+				lifecycle.Pause(ctx, retries.First) // one that ends at once must not spin
+				lifecycle.Retry(ctx, "watch sandbox "+sb.ID+" again", retries, func() error { return s.recoverOne(ctx, sb.ID) })
 				return
 			}
 			reason := fmt.Sprintf("the sandbox's process ended with code %d at %s", e.Code, e.At.Format(time.RFC3339Nano))
