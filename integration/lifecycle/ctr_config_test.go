@@ -3,7 +3,6 @@ package lifecycle
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -173,17 +172,13 @@ func TestCTR_08_WorkingDir(t *testing.T) {
 	}
 }
 
-// environ is the environment of the first process, sorted.
+// environ is the environment of the first process.
 func (b *box) environ(id string) []string {
 	b.t.Helper()
-	path := fmt.Sprintf("/proc/%d/environ", b.begun(id))
-	var env []byte
-	eventually(b.t, ample, func() (err error) {
-		if env, err = os.ReadFile(path); err == nil && len(env) == 0 {
-			err = errors.New("the kernel still sets it up")
-		}
-		return err
-	})
+	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", b.begun(id)))
+	if err != nil {
+		b.t.Fatal(err)
+	}
 	return strings.Split(strings.TrimSuffix(string(env), "\x00"), "\x00")
 }
 

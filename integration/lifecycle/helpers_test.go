@@ -280,6 +280,28 @@ func pidOf(t *testing.T, d *daemon.Daemon, id string) int {
 	return int(task.Pid())
 }
 
+// begun waits until a process has become its own program, where it was the
+// runtime's before: it is asked to begin, and does so after that was answered.
+// The kernel changes the program first, then the credentials, and the
+// environment last.
+func begun(t *testing.T, pid int) {
+	t.Helper()
+	eventually(t, ample, func() error {
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err != nil {
+			return err
+		}
+		if base := filepath.Base(exe); base == "runc" || strings.HasPrefix(exe, "/memfd:") || exe == "/" {
+			return fmt.Errorf("process %d still runs %s", pid, exe)
+		}
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err == nil && len(env) == 0 {
+			err = fmt.Errorf("the kernel still sets up process %d", pid)
+		}
+		return err
+	})
+}
+
 // alive reports whether the process exists and is no zombie.
 func alive(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

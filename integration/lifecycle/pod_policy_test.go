@@ -64,7 +64,9 @@ func TestPOD_11_OverheadAndResources(t *testing.T) {
 // podProcess is /proc/PID/status of the pod's own process.
 func podProcess(t *testing.T, d *daemon.Daemon, id string) string {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pidOf(t, d, id)))
+	pid := pidOf(t, d, id)
+	begun(t, pid)
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,11 +193,7 @@ func TestCTR_31_DefaultEnv(t *testing.T) {
 	c := b.sleeper("app")
 	c.Envs = []*cri.KeyValue{{Key: "POD", Value: []byte("pod")}}
 	id := b.run(c)
-	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", b.begun(id)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	vars := strings.Split(string(env), "\x00")
+	vars := b.environ(id)
 	for _, want := range []string{"NODE=node", "IMAGE=image", "POD=pod", "EMPTY=", "HOSTNAME=pod-host"} {
 		if !slices.Contains(vars, want) {
 			t.Errorf("no %s in %q", want, vars)

@@ -351,11 +351,8 @@ func TestPOD_23_Seccomp(t *testing.T) {
 	d := shared(t)
 	mode := func(p pod) string {
 		t.Helper()
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pidOf(t, d, p.id)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, rest, _ := strings.Cut(string(text), "\nSeccomp:")
+		text := podProcess(t, d, p.id)
+		_, rest, _ := strings.Cut(text, "\nSeccomp:")
 		value, _, _ := strings.Cut(rest, "\n")
 		return strings.TrimSpace(value)
 	}
