@@ -281,6 +281,50 @@ func TestPOD_02_RetryJoinsStart(t *testing.T) {
 	}
 }
 
+// TestPOD_02_StartAfterCrash: the daemon dies while the runtime makes the
+// container, which is nothing that ever ran and may be started once more.
+func TestPOD_02_StartAfterCrash(t *testing.T) {
+	t.Parallel()
+	d := start(t)
+	config := d.PodConfig("cut-off")
+	p := pod{d.RunPodWith(config, slowHandler), config}
+	ctr, err := p.create(d, daemon.ContainerConfig("main", plain(t, d)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := stall(t, d, runcCreate)
+	done := make(chan error, 1)
+	go func() {
+		_, err := d.Runtime().StartContainer(context.WithoutCancel(t.Context()), &cri.StartContainerRequest{ContainerId: ctr})
+		done <- err
+	}()
+	eventually(t, soon, func() error {
+		if len(wrapped(t, d, runcCreate, ctr)) == 0 {
+			return errors.New("the runtime does not yet make the container")
+		}
+		return nil
+	})
+	d.Kill()
+	if err := <-done; err == nil {
+		t.Fatal("a dead daemon started a container")
+	}
+	d.Up()
+	if s := containerStatus(t, d, ctr); s.State != cri.ContainerState_CONTAINER_CREATED && s.State != cri.ContainerState_CONTAINER_UNKNOWN {
+		t.Errorf("a container that never ran is %s", s.State)
+	}
+	end()
+	if _, err := d.Runtime().StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: ctr}); err != nil {
+		t.Fatal(err)
+	}
+	if got := sh(d, ctr, "echo runs"); got != "runs" {
+		t.Errorf("the container says %q", got)
+	}
+	if err := removePod(d, p.id); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, d)
+}
+
 // TestPOD_02_RetryJoinsPause: the same for a pod whose shim hangs.
 func TestPOD_02_RetryJoinsPause(t *testing.T) {
 	d := shared(t)

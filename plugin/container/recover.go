@@ -136,18 +136,12 @@ func (s *Service) discard(ctx context.Context, c record.Container) error {
 // rejoin goes on with a container that has a task.
 func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error {
 	state, err := t.State(ctx)
+	if c.Phase == record.ContainerCreated && (errdefs.IsNotFound(err) || err == nil && state.Status == TaskCreated) {
+		return s.forgetStart(ctx, c)
+	}
 	if err != nil {
 		s.noteSilence(c)
 		return fmt.Errorf("ask the container's runtime: %w", err)
-	}
-	if state.Status == TaskCreated {
-		// A start was cut off before the process was released, so it may be
-		// started anew.
-		if err := s.Tasks.Release(ctx, c); err != nil {
-			return err
-		}
-		s.leave(c.ID)
-		return s.Streams.Remove(ctx, c.ID)
 	}
 	l := s.attachStream(ctx, c)
 	if c.Phase == record.ContainerCreated {
@@ -165,6 +159,17 @@ func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error 
 	s.follow(ctx, c)
 	s.watch(c, l, s.subscribe(t))
 	return nil
+}
+
+// forgetStart takes back a start that was cut off before the process was
+// released, be it before the runtime had made one, so that the container may be
+// started anew.
+func (s *Service) forgetStart(ctx context.Context, c record.Container) error {
+	if err := s.Tasks.Release(ctx, c); err != nil {
+		return err
+	}
+	s.leave(c.ID)
+	return s.Streams.Remove(ctx, c.ID)
 }
 
 // startOf is when a task was started whose start was not recorded: as the
