@@ -28,6 +28,7 @@ var families = map[string]string{
 	"children": "sleep MARK & sleep MARK & touch READY; wait",
 	"nested":   `sh -c 'sleep MARK & sh -c "sleep MARK & touch READY; sleep MARK; true"; true'; true`,
 	"setsid":   "setsid sleep MARK & setsid sh -c 'sleep MARK & touch READY; sleep MARK; true' & wait",
+	"daemon":   "setsid sh -c 'setsid sleep MARK </dev/null >/dev/null 2>&1 & touch READY'; sleep MARK; true",
 	"orphans":  "(sleep MARK &); (sleep MARK &); touch READY; sleep MARK; true",
 	"deaf":     "trap '' TERM HUP INT; sh -c 'sleep MARK; true' & touch READY; wait; wait",
 	"forks":    "while :; do sleep MARK & [ -e READY ] || touch READY; sleep 0.05; done",

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"syscall"
-	"time"
 
 	crt "github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/errdefs"
@@ -30,7 +29,7 @@ type Exec struct {
 	name  string // for errors: task/exec
 	cgs   Cgroups
 	group string // the container's control group, "" for none
-	since time.Duration
+	mark  Mark
 }
 
 // Exec adds a process that the Exec's Start releases.
@@ -40,11 +39,12 @@ func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec,
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", name, err)
 	}
-	value, err := json.Marshal(req.Process)
+	process, mark := mark(req.Process)
+	value, err := json.Marshal(process)
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: encode process: %w: %w", name, errdefs.ErrInvalidArgument, err)
 	}
-	opts := crt.ExecOpts{Spec: &anypb.Any{TypeUrl: mustTypeURL(req.Process), Value: value}, IO: crt.IO(req.IO)}
+	opts := crt.ExecOpts{Spec: &anypb.Any{TypeUrl: mustTypeURL(process), Value: value}, IO: crt.IO(req.IO)}
 	var rt crt.ExecProcess
 	err = bounded(ctx, "exec", name, execLimit, func(ctx context.Context) (err error) {
 		rt, err = t.rt.Exec(ctx, execID, opts)
@@ -53,7 +53,7 @@ func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec,
 	if err != nil {
 		return nil, err
 	}
-	return &Exec{rt: rt, name: name, cgs: t.tasks.cgs, group: group}, nil
+	return &Exec{rt: rt, name: name, cgs: t.tasks.cgs, group: group, mark: mark}, nil
 }
 
 // ID names the process within its container.
@@ -61,7 +61,6 @@ func (e *Exec) ID() string { return e.rt.ID() }
 
 // Start releases the process.
 func (e *Exec) Start(ctx context.Context) error {
-	e.since = boottime()
 	return bounded(ctx, "start exec", e.name, execLimit, e.rt.Start)
 }
 
@@ -72,16 +71,17 @@ func (e *Exec) Kill(ctx context.Context, signal syscall.Signal) error {
 	})
 }
 
-// End kills it with what it started, see Hierarchies.KillTree, and returns when
-// nothing of that is left. It is for after Start, and idempotent.
+// End kills it with all that comes from it and is in the container's control
+// group, as daemons of its own too, and returns when nothing of that is left. It
+// is for after Start, and idempotent.
 func (e *Exec) End(ctx context.Context) error {
 	// While a start goes on the shim does not answer this.
 	s, err := e.State(ctx)
 	if err != nil || s.Pid == 0 { // it was never started
 		return ignoreNotFound(err)
 	}
-	if e.group != "" {
-		err = ignoreNotFound(e.cgs.KillTree(ctx, e.group, Leader{Pid: int(s.Pid), Since: e.since}))
+	if e.group != "" && e.mark != 0 {
+		err = e.cgs.KillMarked(ctx, e.group, e.mark)
 	}
 	// It may be a process of a guest, which only the shim can kill.
 	return errors.Join(err, ignoreNotFound(e.Kill(ctx, syscall.SIGKILL)))

@@ -70,9 +70,9 @@ type Cgroups interface {
 	Procs(path string) ([]int, error)
 	// Kill ends them all and returns when none is left, with their number.
 	Kill(ctx context.Context, path string) (int, error)
-	// KillTree ends a process in the control group and what it started. NotFound
-	// says that the process is not there.
-	KillTree(ctx context.Context, path string, leader Leader) error
+	// KillMarked ends the processes with the mark in the control group and
+	// beneath it, and returns when none is left.
+	KillMarked(ctx context.Context, path string, m Mark) error
 	// Set writes a file of the control group where it has it, on whichever
 	// hierarchy.
 	Set(path, file, value string) error

@@ -423,18 +423,17 @@ func (f *Fake) Kill(ctx context.Context, path string) (int, error) {
 	})
 }
 
-// KillTree implements runtime.Cgroups. Processes have no children here.
-func (f *Fake) KillTree(ctx context.Context, path string, leader runtime.Leader) error {
-	return f.call(ctx, "killtree", filepath.Base(path), nil, func() error {
+// KillMarked implements runtime.Cgroups. Processes have no children here.
+func (f *Fake) KillMarked(ctx context.Context, path string, m runtime.Mark) error {
+	return f.call(ctx, "killmarked", filepath.Base(path), nil, func() error {
 		for _, t := range f.tasks {
 			for _, e := range t.execs {
-				if int(e.proc.pid) == leader.Pid && t.init.path == path {
+				if e.mark == m && t.init.path == path {
 					e.proc.end(137)
-					return nil
 				}
 			}
 		}
-		return fmt.Errorf("process %d: %w", leader.Pid, errdefs.ErrNotFound)
+		return nil
 	})
 }
 

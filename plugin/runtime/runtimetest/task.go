@@ -13,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/gantry-cri/gantry/plugin/runtime"
 )
 
 // task is a containerd task.
@@ -141,7 +143,8 @@ func (t *task) Exec(ctx context.Context, id string, opts crt.ExecOpts) (crt.Exec
 		}
 		t.fake.pids++
 		e.proc = &proc{pid: 1000 + t.fake.pids, done: make(chan struct{})}
-		e.args = argsOf(opts.Spec)
+		p := processOf(opts.Spec)
+		e.args, e.mark = p.Args, runtime.MarkOf(&p)
 		t.execs[id] = e
 		return nil
 	})
@@ -215,6 +218,7 @@ type exec struct {
 	id   string
 	proc *proc
 	args []string
+	mark runtime.Mark
 	io   crt.IO
 
 	status crt.Status // guarded by fake.mu
@@ -287,11 +291,11 @@ func (e *exec) Delete(ctx context.Context) (*crt.Exit, error) {
 // client makes it.
 var errClosed = fmt.Errorf("ttrpc: closed: %w", errdefs.ErrUnknown)
 
-// argsOf reads the program of an exec; what it cannot read runs until killed.
-func argsOf(spec *anypb.Any) []string {
-	var p specs.Process
+// processOf is the process that an exec asks for, an empty one if that cannot be
+// read.
+func processOf(spec *anypb.Any) (p specs.Process) {
 	if err := json.Unmarshal(spec.GetValue(), &p); err != nil {
-		return nil
+		return specs.Process{}
 	}
-	return p.Args
+	return p
 }
