@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -19,14 +22,16 @@ import (
 // kills learns of processes that the kernel killed for want of memory while
 // their cgroup is there. Where systemd makes the cgroups it removes that of a
 // container the moment the last process ended, and the book with it. Version 2
-// tells when the book changes, so it is read at once.
+// tells when the book changes, so it is read at once. It tells nobody when the
+// book goes soon after: then the pod's book, which stays, has one kill more.
 type kills struct {
 	inotify *os.File // nil on version 1, or when err says why
 	err     error
 
 	mu      sync.Mutex
-	watches map[int32]string // ID by watch
+	watches map[int32]string // the ID of a container or the cgroup of a pod
 	follows map[string]follow
+	pods    map[string]*podBook // by cgroup
 }
 
 // follow is what was last read about a container.
@@ -34,10 +39,22 @@ type follow struct {
 	watch int32
 	group string
 	oomed bool
+	rung  bool // the pod's book counted a kill of late
 }
 
+// podBook is what was last read about a pod with containers that are followed.
+type podBook struct {
+	watch int32
+	kills uint64
+	ids   map[string]bool
+}
+
+// settled is how long after want of memory in its pod a container that is still
+// there was not meant.
+const settled = time.Second
+
 func newKills(v2 bool) *kills {
-	k := &kills{watches: map[int32]string{}, follows: map[string]follow{}}
+	k := &kills{watches: map[int32]string{}, follows: map[string]follow{}, pods: map[string]*podBook{}}
 	if !v2 {
 		return k
 	}
@@ -53,22 +70,49 @@ func newKills(v2 bool) *kills {
 // Follow begins to look out for processes of the container that are killed for
 // want of memory. The cgroup must be there; OOMKilled tells, and Forget ends it.
 func (s *Stats) Follow(c record.Container) error {
-	if s.kills.inotify == nil {
+	if s.kills.err != nil || s.books.memory == "" {
 		return s.kills.err
 	}
 	group, err := s.group(c.ID, c.Spec)
 	if err != nil {
 		return fmt.Errorf("follow container: %w", err)
 	}
-	if err := s.kills.add(c.ID, group, filepath.Join(below(s.books.memory, group), memoryEvents)); err != nil {
+	if s.books.v2 {
+		err = s.followV2(c.ID, group)
+	} else {
+		err = s.alarms.add(c.ID, below(s.books.memory, group))
+	}
+	if err != nil {
 		return fmt.Errorf("follow container: %w", err)
 	}
-	s.look(c.ID) // what was before the watch
+	return nil
+}
+
+func (s *Stats) followV2(id, group string) error {
+	pod := filepath.Dir(group)
+	before, podErr := s.books.oomKills(pod) // the root has no book
+	if podErr != nil && !errors.Is(podErr, fs.ErrNotExist) {
+		return podErr
+	}
+	if err := s.kills.add(id, group, below(s.books.memory, group)); err != nil {
+		return err
+	}
+	s.look(id) // what was before the watch
+	if podErr != nil {
+		return nil
+	}
+	if err := s.kills.addPod(id, pod, below(s.books.memory, pod), before); err != nil {
+		return err
+	}
+	s.lookAtPod(pod)
 	return nil
 }
 
 // Forget ends what Follow began. It is idempotent.
-func (s *Stats) Forget(id string) { s.kills.remove(id) }
+func (s *Stats) Forget(id string) {
+	s.kills.remove(id)
+	s.alarms.remove(id)
+}
 
 // Run reads the books that change until ctx ends.
 func (s *Stats) Run(ctx context.Context) error {
@@ -86,8 +130,12 @@ func (s *Stats) Run(ctx context.Context) error {
 			}
 			return fmt.Errorf("watch cgroups: %w", err)
 		}
-		for _, id := range s.kills.changed(buf[:n]) {
-			s.look(id)
+		for _, name := range s.kills.changed(buf[:n]) {
+			if filepath.IsAbs(name) {
+				s.lookAtPod(name)
+			} else {
+				s.look(name)
+			}
 		}
 	}
 }
@@ -103,20 +151,77 @@ func (s *Stats) look(id string) {
 	}
 }
 
-func (k *kills) add(id, group, file string) error {
+// lookAtPod reads the book of a pod. A kill that it has more was in one of the
+// containers; those that are there a while later were not meant.
+func (s *Stats) lookAtPod(group string) {
+	n, err := s.books.oomKills(group)
+	if err != nil {
+		return
+	}
+	ids := s.kills.count(group, n)
+	if len(ids) == 0 {
+		return
+	}
+	time.AfterFunc(settled, func() {
+		for _, id := range ids {
+			if f, ok := s.kills.get(id); ok {
+				if _, err := os.Stat(below(s.books.memory, f.group)); err == nil {
+					s.kills.ring(id, false)
+				}
+			}
+		}
+	})
+}
+
+func (k *kills) add(id, group, dir string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	wd := -1
+	wd, err := k.watch(id, dir)
+	if err == nil {
+		k.follows[id] = follow{watch: wd, group: group}
+	}
+	return err
+}
+
+// addPod has the book of the container's pod read too, which said before.
+func (k *kills) addPod(id, group, dir string, before uint64) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := k.pods[group]
+	if p == nil {
+		wd, err := k.watch(group, dir)
+		if err != nil {
+			return err
+		}
+		p = &podBook{watch: wd, kills: before, ids: map[string]bool{}}
+		k.pods[group] = p
+	}
+	p.ids[id] = true
+	return nil
+}
+
+// watch begins to watch the book of a cgroup; mu is held.
+func (k *kills) watch(name, dir string) (int32, error) {
+	wd, file := -1, filepath.Join(dir, memoryEvents)
 	err := k.control(func(fd int) (err error) {
 		wd, err = unix.InotifyAddWatch(fd, file, unix.IN_MODIFY)
 		return err
 	})
 	if err != nil {
-		return &os.PathError{Op: "watch", Path: file, Err: err}
+		return 0, &os.PathError{Op: "watch", Path: file, Err: err}
 	}
-	k.watches[int32(wd)] = id
-	k.follows[id] = follow{watch: int32(wd), group: group}
-	return nil
+	k.watches[int32(wd)] = name
+	return int32(wd), nil
+}
+
+// unwatch ends that; mu is held. It fails when the kernel has dropped the watch
+// with the cgroup.
+func (k *kills) unwatch(wd int32) {
+	delete(k.watches, wd)
+	_ = k.control(func(fd int) error {
+		_, err := unix.InotifyRmWatch(fd, uint32(wd))
+		return err
+	})
 }
 
 func (k *kills) remove(id string) {
@@ -127,12 +232,14 @@ func (k *kills) remove(id string) {
 		return
 	}
 	delete(k.follows, id)
-	delete(k.watches, f.watch)
-	// It fails when the kernel has dropped the watch with the cgroup.
-	_ = k.control(func(fd int) error {
-		_, err := unix.InotifyRmWatch(fd, uint32(f.watch))
-		return err
-	})
+	k.unwatch(f.watch)
+	pod := filepath.Dir(f.group)
+	if p := k.pods[pod]; p != nil {
+		if delete(p.ids, id); len(p.ids) == 0 {
+			delete(k.pods, pod)
+			k.unwatch(p.watch)
+		}
+	}
 }
 
 // control calls f with the descriptor, which stays open meanwhile.
@@ -162,8 +269,36 @@ func (k *kills) note(id string) {
 	}
 }
 
-// changed names the containers that the events are about: all of them when the
-// kernel dropped some.
+// count notes how many kills the book of a pod has, and rings its containers and
+// returns them if that is more than before.
+func (k *kills) count(group string, n uint64) []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := k.pods[group]
+	if p == nil || n <= p.kills {
+		return nil
+	}
+	p.kills = n
+	ids := slices.Collect(maps.Keys(p.ids))
+	for _, id := range ids {
+		f := k.follows[id]
+		f.rung = true
+		k.follows[id] = f
+	}
+	return ids
+}
+
+func (k *kills) ring(id string, rung bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if f, ok := k.follows[id]; ok {
+		f.rung = rung
+		k.follows[id] = f
+	}
+}
+
+// changed names what the events are about, the ID of a container or the cgroup of
+// a pod: all of them when the kernel dropped some.
 func (k *kills) changed(events []byte) (ids []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -172,11 +307,7 @@ func (k *kills) changed(events []byte) (ids []string) {
 		mask, length := binary.NativeEndian.Uint32(events[4:]), binary.NativeEndian.Uint32(events[12:])
 		events = events[min(len(events), unix.SizeofInotifyEvent+int(length)):]
 		if mask&unix.IN_Q_OVERFLOW != 0 {
-			ids = ids[:0]
-			for id := range k.follows {
-				ids = append(ids, id)
-			}
-			return ids
+			return slices.Collect(maps.Values(k.watches))
 		}
 		if id, ok := k.watches[wd]; ok {
 			ids = append(ids, id)
@@ -198,8 +329,9 @@ func (s *Stats) OOMKilled(c record.Container) (bool, error) {
 	}
 	killed, err := s.books.oomKills(group)
 	if errors.Is(err, fs.ErrNotExist) {
+		s.lookAtPod(filepath.Dir(group)) // nobody may have told yet
 		f, _ := s.kills.get(c.ID)
-		return f.oomed, nil
+		return f.oomed || f.rung || s.alarms.killed(c.ID), nil
 	}
 	return killed > 0, err
 }

@@ -3,6 +3,7 @@ package stats
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,6 +48,9 @@ func TestFollow(t *testing.T) {
 		}
 		return got
 	}
+	if err := os.WriteFile(filepath.Join(dir, memoryEvents), []byte("oom_kill 0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	const fine, chosen, killed = "max 7\noom 0\noom_kill 0\n", "max 7\noom 1\noom_kill 0\n", "max 7\noom 1\noom_kill 1\n"
 	early, late, told, never, unseen := put("early", killed), put("late", fine), put("told", fine), put("never", fine), put("unseen", killed)
 	for _, c := range []record.Container{early, late, told, never} {
@@ -87,6 +91,56 @@ func TestFollow(t *testing.T) {
 	}
 	if err := s.Follow(put("after", fine)); err == nil {
 		t.Error("followed after the end")
+	}
+}
+
+// TestFollowPod: of a container whose book has gone before it was read the pod's
+// book tells, and nothing of those that live on.
+func TestFollowPod(t *testing.T) {
+	dir := t.TempDir()
+	s := New(facts.Host{Cgroup: facts.Cgroup{Mode: facts.CgroupV2, Controllers: map[string]string{"memory": dir}, Unified: dir}}, fixed, time.Minute)
+	put := func(group string, kills int) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Join(dir, group), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, group, memoryEvents), fmt.Appendf(nil, "oom 0\noom_kill %d\n", kills), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("pod", 4) // of before
+	var all []record.Container
+	for _, id := range []string{"dies", "lives", "early"} {
+		put("pod/"+id, 0)
+		c := newContainer(record.ContainerRunning, "/pod/"+id)
+		c.ID = id
+		if err := s.Follow(c); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, c)
+	}
+	gone := func(c record.Container, want bool) {
+		t.Helper()
+		if err := os.RemoveAll(filepath.Join(dir, "pod", c.ID)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.OOMKilled(c); got != want || err != nil {
+			t.Errorf("%s: %v, %v", c.ID, got, err)
+		}
+	}
+	gone(all[2], false)
+	put("pod", 5)
+	gone(all[0], true)
+	eventually(t, "the other was not meant", func() bool {
+		f, _ := s.kills.get("lives")
+		return !f.rung
+	})
+	gone(all[1], false)
+	for _, c := range all {
+		s.Forget(c.ID)
+	}
+	if len(s.kills.pods) > 0 || len(s.kills.watches) > 0 || len(s.kills.follows) > 0 {
+		t.Errorf("left: %v, %v, %v", s.kills.pods, s.kills.watches, s.kills.follows)
 	}
 }
 

@@ -50,6 +50,7 @@ type Stats struct {
 	now      func() time.Time
 	walks    flight.Group[string, layer]
 	kills    *kills
+	alarms   alarms
 
 	mu      sync.Mutex
 	entries map[string]*entry
@@ -72,6 +73,7 @@ func New(host facts.Host, usage Usage, period time.Duration) *Stats {
 	s := &Stats{
 		books: newBooks(host.Cgroup), usage: usage, period: period,
 		patience: patience, now: time.Now, entries: map[string]*entry{}, kills: newKills(host.Cgroup.V2()),
+		alarms: alarms{follows: map[string]*alarm{}},
 	}
 	// A layer that takes longer than a client waits would never be measured
 	// if each of them took the measurement with it when it leaves.
