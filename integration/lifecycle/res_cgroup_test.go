@@ -579,3 +579,25 @@ func groupTree(t *testing.T, d *daemon.Daemon) []string {
 	}
 	return dirs
 }
+
+// TestMNT_23_CgroupWritableThere: a handler lets an unprivileged container manage
+// the cgroups below its own, and see no others.
+func TestMNT_23_CgroupWritableThere(t *testing.T) {
+	needMode(t, cgroups.Unified, "version 2 alone")
+	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+		addHandler(in, c, "managing", daemon.Config{"cgroup_writable": true})
+	}))
+	const manage = "cd /sys/fs/cgroup && mkdir mine && echo 0 >mine/cgroup.procs && cat /proc/self/cgroup"
+	for handler, want := range map[string]string{"": "", "managing": "0::/mine"} {
+		config := d.PodConfig("managed" + handler)
+		p := pod{d.RunPodWith(config, handler), config}
+		ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d)))
+		out, code := tryExec(t, d, ctr, "sh", "-c", manage)
+		if got := strings.TrimSpace(out); want != "" && (code != 0 || got != want) || want == "" && code == 0 {
+			t.Errorf("handler %q: ended with %d: %q", handler, code, got)
+		}
+		if err := removePod(d, p.id); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -82,6 +82,23 @@ func inputIn(dir string) input {
 	return input{inventory: filepath.Join(dir, "inventory"), partial: filepath.Join(dir, "partial"), records: dir}
 }
 
+// TestSecondBoot: of two ways to boot a virtual machine each has tests that skip.
+func TestSecondBoot(t *testing.T) {
+	dir := write(t, "", []string{ran("skip", "TestPOD_01_A")})
+	put(t, filepath.Join(dir, "vm.jsonl"), ran("pass", "TestPOD_01_A"))
+	put(t, filepath.Join(dir, "vm-v1.jsonl"), ran("skip", "TestPOD_01_A"))
+	for _, want := range []string{"| **works** |", "| not yet |"} {
+		page := filepath.Join(dir, "page")
+		if err := run(inputIn(dir), page, ""); err != nil {
+			t.Fatal(err)
+		}
+		if text, err := os.ReadFile(page); err != nil || !strings.Contains(string(text), "| POD-01 | P0 | name | Identity. "+want) {
+			t.Errorf("want %q, %v in\n%s", want, err, text)
+		}
+		put(t, filepath.Join(dir, "vm-v1.jsonl"), ran("fail", "TestPOD_01_A"))
+	}
+}
+
 // TestVirtualMachine: what the other place adds to a row, and how far a page is
 // believed when there is no record of it.
 func TestVirtualMachine(t *testing.T) {
@@ -98,7 +115,7 @@ func TestVirtualMachine(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			dir := write(t, "", []string{tc.here})
-			put(t, filepath.Join(dir, vmRecord), tc.vm)
+			put(t, filepath.Join(dir, vmRecord+".jsonl"), tc.vm)
 			page := filepath.Join(dir, "page")
 			if err := run(inputIn(dir), page, ""); err != nil {
 				t.Fatal(err)
@@ -114,7 +131,7 @@ func TestVirtualMachine(t *testing.T) {
 				t.Error(err)
 			}
 			// Without the record the page's word counts for what was skipped here.
-			if err := os.Remove(filepath.Join(dir, vmRecord)); err != nil {
+			if err := os.Remove(filepath.Join(dir, vmRecord+".jsonl")); err != nil {
 				t.Fatal(err)
 			}
 			believed := what != "failed there" && what != "there alone"

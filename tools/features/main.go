@@ -12,7 +12,7 @@
 // whether the committed page is what the records prove, so a page that promises
 // more, or less, than the run just made fails.
 //
-// vm.jsonl is the record of a run in a virtual machine. A test that is skipped
+// vm*.jsonl are the records of runs in a virtual machine. A test that is skipped
 // here may pass there, and the page says so. Where that record is missing, -check
 // takes the page's word for tests that were skipped here, and says how many;
 // with -vm, as .ci/run calls it, that is an error.
@@ -90,7 +90,7 @@ func generate(in input, trusted string) ([]byte, error) {
 	}
 	if from.vm == nil {
 		if in.needVM {
-			return nil, fmt.Errorf("no %s in %s: run make vm-test first", vmRecord, in.records)
+			return nil, fmt.Errorf("no %s*.jsonl in %s: run make vm-test first", vmRecord, in.records)
 		}
 		from.vm = claims(trusted, from.here)
 		fmt.Fprintf(os.Stderr, "features: no run in a virtual machine (make vm-test); %d tests that the page says passed there were not checked\n", len(from.vm))
@@ -102,8 +102,9 @@ func generate(in input, trusted string) ([]byte, error) {
 	return render(inv, proofs), nil
 }
 
-// vmRecord is the name of the record of tests in the virtual machine.
-const vmRecord = "vm.jsonl"
+// vmRecord is the beginning of the names of records of tests in a virtual
+// machine: vm.jsonl, and one more for each other way to boot it.
+const vmRecord = "vm"
 
 // readRecords reads all records; vm is nil when there is none of it.
 func readRecords(dir string) (from places, err error) {
@@ -113,14 +114,17 @@ func readRecords(dir string) (from places, err error) {
 	}
 	from.here = results{}
 	for _, f := range files {
-		into := from.here
-		if filepath.Base(f) == vmRecord {
-			from.vm = results{}
-			into = from.vm
+		if !strings.HasPrefix(filepath.Base(f), vmRecord) {
+			if err := from.here.readFile(f); err != nil {
+				return from, err
+			}
+			continue
 		}
-		if err := into.readFile(f); err != nil {
+		boot := results{}
+		if err := boot.readFile(f); err != nil {
 			return from, err
 		}
+		from.vm = join(boot, from.vm)
 	}
 	if len(files) == 0 {
 		return from, fmt.Errorf("no test records (*.jsonl) in %s: run make test first", dir)

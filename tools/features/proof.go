@@ -92,19 +92,29 @@ type places struct{ here, vm results }
 // merge joins both: a failure anywhere counts, a skip only if the test passed
 // nowhere. onlyVM tells the tests that passed in the virtual machine alone.
 func (p places) merge() (all results, onlyVM map[string]bool) {
-	all, onlyVM = maps.Clone(p.here), map[string]bool{}
-	for name, there := range p.vm {
+	all, onlyVM = join(p.here, p.vm), map[string]bool{}
+	for name := range p.vm {
 		here, both := p.here[name]
-		if !both {
-			here = there
-		}
-		all[name] = max(here, there)
-		if all[name] == skipped {
-			all[name] = min(here, there)
-		}
 		onlyVM[name] = all[name] == passed && (!both || here != passed)
 	}
 	return all, onlyVM
+}
+
+// join is what two machines say together.
+func join(one, other results) results {
+	all := maps.Clone(one)
+	for name, there := range other {
+		here, both := one[name]
+		switch {
+		case !both:
+			all[name] = there
+		case max(here, there) == skipped:
+			all[name] = min(here, there)
+		default:
+			all[name] = max(here, there)
+		}
+	}
+	return all
 }
 
 // proof is what the records say about one row.

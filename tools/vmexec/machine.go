@@ -14,6 +14,7 @@ import (
 // machine is a virtual machine and the files that it reads and writes.
 type machine struct {
 	image   string // directory made by scripts/vm-image
+	kernel  string // more parameters of the kernel
 	payload string // filesystem image with what it runs
 	console string // what the kernel and systemd say
 	exit    string // the program's exit code
@@ -40,7 +41,7 @@ func (m machine) args() []string {
 		// KVM where there is any.
 		"-machine", "q35", "-accel", "kvm", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max",
 		"-smp", "2", "-m", "3072", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-kernel", filepath.Join(m.image, "vmlinuz"), "-initrd", filepath.Join(m.image, "initrd"), "-append", kernelLine,
+		"-kernel", filepath.Join(m.image, "vmlinuz"), "-initrd", filepath.Join(m.image, "initrd"), "-append", strings.TrimSpace(kernelLine + " " + m.kernel),
 		"-drive", "if=virtio,format=raw,cache=unsafe,snapshot=on,file=" + filepath.Join(m.image, "root.img"),
 		"-drive", "if=virtio,format=raw,readonly=on,file=" + m.payload,
 		"-device", "virtio-rng-pci",

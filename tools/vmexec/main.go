@@ -7,7 +7,8 @@
 // GANTRY_VM: Debian's kernel, systemd as process 1, control groups of version 2
 // alone, what few machines that build software have. The programs under test
 // (GANTRY_BIN) go along on a disk of their own. Nothing that the test changes
-// outlives it, and it reaches no network.
+// outlives it, and it reaches no network. GANTRY_VM_KERNEL has parameters for the
+// kernel, such as those by which systemd makes control groups of version 1.
 //
 // Start at run.
 package main
@@ -49,7 +50,7 @@ func run(ctx context.Context, program string, args []string) (code int, err erro
 		bins: filepath.SplitList(os.Getenv("GANTRY_BIN")),
 	}
 	m := machine{
-		image: os.Getenv("GANTRY_VM"), payload: filepath.Join(dir, "payload.img"),
+		image: os.Getenv("GANTRY_VM"), kernel: os.Getenv("GANTRY_VM_KERNEL"), payload: filepath.Join(dir, "payload.img"),
 		console: filepath.Join(dir, "console"), exit: filepath.Join(dir, "exit"), tmp: dir,
 	}
 	if err := p.pack(ctx, filepath.Join(dir, "payload"), m.payload); err != nil {
