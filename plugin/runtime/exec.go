@@ -19,7 +19,8 @@ import (
 type ExecRequest struct {
 	Process *specs.Process
 	IO      IO
-	// Spec is the container's OCI specification, JSON, for its control group.
+	// Spec is the container's OCI specification, JSON, for its control group and
+	// its user namespace.
 	Spec []byte
 }
 
@@ -35,11 +36,11 @@ type Exec struct {
 // Exec adds a process that the Exec's Start releases.
 func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec, error) {
 	name := t.ID() + "/" + execID
-	group, err := ownCgroup(t.ID(), req.Spec)
+	group, userns, err := readSpec(t.ID(), req.Spec)
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: %w", name, err)
 	}
-	process, mark := mark(req.Process)
+	process, mark := mark(req.Process, userns)
 	value, err := json.Marshal(process)
 	if err != nil {
 		return nil, fmt.Errorf("exec %s: encode process: %w: %w", name, errdefs.ErrInvalidArgument, err)
@@ -72,8 +73,9 @@ func (e *Exec) Kill(ctx context.Context, signal syscall.Signal) error {
 }
 
 // End kills it with all that comes from it and is in the container's control
-// group, as daemons of its own too, and returns when nothing of that is left. It
-// is for after Start, and idempotent.
+// group, daemons included, and returns when nothing of that is left; of one that
+// could not be marked only the process itself. It is for after Start, and
+// idempotent.
 func (e *Exec) End(ctx context.Context) error {
 	// While a start goes on the shim does not answer this.
 	s, err := e.State(ctx)

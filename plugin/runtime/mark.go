@@ -27,12 +27,17 @@ const (
 	markFrom  = 1 << 62
 )
 
-// mark marks a process that is not running yet. A container that has such a
-// limit keeps it, and where this process has one a greater would be refused: the
-// mark is 0 then.
-func mark(p *specs.Process) (*specs.Process, Mark) {
+// mark marks a process that is not running yet, of a container in a user namespace
+// of its own or not. The mark is 0 where the process cannot get one: from a runtime
+// that may not set the limits of processes of other users, or that has such a limit
+// itself, as it could only be raised; and where the container has a limit that is
+// not to be changed.
+func mark(p *specs.Process, userns bool) (*specs.Process, Mark) {
 	var own unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_RTTIME, &own); err != nil || own.Max != unix.RLIM_INFINITY {
+		return p, 0
+	}
+	if userns && !setsLimits() {
 		return p, 0
 	}
 	if slices.ContainsFunc(p.Rlimits, isMark) {
@@ -42,6 +47,15 @@ func mark(p *specs.Process) (*specs.Process, Mark) {
 	marked := *p
 	marked.Rlimits = append(slices.Clip(p.Rlimits), specs.POSIXRlimit{Type: markLimit, Soft: m, Hard: m})
 	return &marked, Mark(m)
+}
+
+// setsLimits reports whether this process, and so the runtime that it starts, may
+// set limits of any process.
+func setsLimits() bool {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	err := unix.Capget(&hdr, &caps[0])
+	return err == nil && caps[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
 func isMark(l specs.POSIXRlimit) bool { return l.Type == markLimit }

@@ -19,14 +19,23 @@ import (
 
 func TestMark(t *testing.T) {
 	plain := &specs.Process{Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1, Hard: 2}}}
-	one, m := mark(plain)
-	two, n := mark(plain)
+	one, m := mark(plain, false)
+	two, n := mark(plain, false)
 	if m == 0 || n == 0 || m == n || MarkOf(one) != m || MarkOf(two) != n || len(plain.Rlimits) != 1 {
 		t.Errorf("marks %d and %d: %+v, %+v, %+v", m, n, one, two, plain)
 	}
 	own := &specs.Process{Rlimits: []specs.POSIXRlimit{{Type: "RLIMIT_RTTIME", Soft: 1000, Hard: 1000}}}
-	if p, m := mark(own); m != 0 || p != own || MarkOf(own) != 0 {
+	if p, m := mark(own, false); m != 0 || p != own || MarkOf(own) != 0 {
 		t.Errorf("the container's own limit became %+v, mark %d", p, m)
+	}
+}
+
+// TestMarkUserns: a mark that the runtime may not set would fail the command.
+func TestMarkUserns(t *testing.T) {
+	plain := &specs.Process{}
+	p, m := mark(plain, true)
+	if may := setsLimits(); may != (m != 0) || MarkOf(p) != m {
+		t.Errorf("limits of others may be set: %v; the mark is %d", may, m)
 	}
 }
 
@@ -102,7 +111,7 @@ func newMarked(t *testing.T, script string) marked {
 	w.Close()
 	go func() { _ = cmd.Wait() }() // killed, or not, by the test
 	l.pid = cmd.Process.Pid
-	_, l.mark = mark(&specs.Process{})
+	_, l.mark = mark(&specs.Process{}, false)
 	limit := unix.Rlimit{Cur: uint64(l.mark), Max: uint64(l.mark)}
 	if err := unix.Prlimit(l.pid, unix.RLIMIT_RTTIME, &limit, nil); err != nil {
 		t.Fatal(err)

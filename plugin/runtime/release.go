@@ -185,20 +185,28 @@ func (t *Tasks) kill(ctx context.Context, id, path string) (int, error) {
 // for no specification and for one without a group. What lives in it will be
 // killed, so a group that is not named after the task is refused.
 func ownCgroup(id string, spec []byte) (string, error) {
+	path, _, err := readSpec(id, spec)
+	return path, err
+}
+
+// readSpec is ownCgroup; userns says that the container has a user namespace of
+// its own.
+func readSpec(id string, spec []byte) (path string, userns bool, err error) {
 	if len(spec) == 0 {
-		return "", nil
+		return "", false, nil
 	}
 	var s struct {
 		Linux struct {
-			CgroupsPath string `json:"cgroupsPath"`
+			CgroupsPath string            `json:"cgroupsPath"`
+			UIDMappings []json.RawMessage `json:"uidMappings"`
 		} `json:"linux"`
 	}
 	if err := json.Unmarshal(spec, &s); err != nil {
-		return "", fmt.Errorf("read specification: %w: %w", errdefs.ErrInvalidArgument, err)
+		return "", false, fmt.Errorf("read specification: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
-	path := s.Linux.CgroupsPath
+	path = s.Linux.CgroupsPath
 	if path != "" && !strings.Contains(filepath.Base(path), id) {
-		return "", fmt.Errorf("cgroup %q is not named after it: %w", path, errdefs.ErrFailedPrecondition)
+		return "", false, fmt.Errorf("cgroup %q is not named after it: %w", path, errdefs.ErrFailedPrecondition)
 	}
-	return path, nil
+	return path, len(s.Linux.UIDMappings) > 0, nil
 }
