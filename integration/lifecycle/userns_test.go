@@ -670,6 +670,60 @@ func TestMNT_08_Refused(t *testing.T) {
 	}
 }
 
+// TestMNT_12_ImageVolumeUserns: the files of an image volume, of one layer and of
+// several, below a sub path and a single one, belong to whom the image says, by
+// the numbers of the pod's user namespace.
+func TestMNT_12_ImageVolumeUserns(t *testing.T) {
+	t.Parallel()
+	b := newUserBox(t)
+	hers := images.Text("d/hers", "hers\n")
+	hers.UID, hers.GID, hers.Mode = 1000, 1001, 0o640
+	roots := images.Text("d/roots", "roots\n")
+	roots.Mode = 0o600
+	one := b.pulled("userns/one:1", imageOf(t, []images.File{images.Dir("d", 0o755), hers, roots}))
+	two := b.pulled("userns/two:1", imageOf(t, []images.File{images.Dir("d", 0o755), roots}, []images.File{hers}))
+	c := b.sleeper("app")
+	mapped := fromImage(two, "d", "/asked")
+	mapped.UidMappings, mapped.GidMappings = b.u.Uids, b.u.Gids
+	c.Mounts = []*cri.Mount{
+		fromImage(one, "", "/one"), fromImage(two, "", "/two"), fromImage(two, "d", "/sub"), fromImage(one, "d/hers", "/file"), mapped,
+	}
+	id := b.run(c)
+	for path, want := range map[string]string{
+		"/one/d": "0:0", "/one/d/roots": "0:0", "/one/d/hers": "1000:1001", "/two/d": "0:0", "/two/d/roots": "0:0", "/two/d/hers": "1000:1001",
+		"/sub": "0:0", "/sub/hers": "1000:1001", "/file": "1000:1001", "/asked/roots": "0:0", "/asked/hers": "1000:1001",
+	} {
+		if got := sh(b.Daemon, id, "stat -c %u:%g "+path); got != want {
+			t.Errorf("%s belongs to %s, want %s", path, got, want)
+		}
+	}
+	if got := sh(b.Daemon, id, "cat /one/d/roots /two/d/hers"); got != "roots\nhers" {
+		t.Errorf("root reads %q", got)
+	}
+	b.remove(stopped(b, id))
+}
+
+// TestMNT_18_ImageDeclaredUserns: the same for the volumes that an image declares,
+// which root of the pod may write.
+func TestMNT_18_ImageDeclaredUserns(t *testing.T) {
+	t.Parallel()
+	b := newUserBox(t)
+	hers := images.Text("data/hers", "hers\n")
+	hers.UID, hers.GID = 1000, 1001
+	c := b.sleeper("app")
+	c.Image = &cri.ImageSpec{Image: image(t, b.Daemon, images.Spec{
+		Volumes: []string{"/data", "/empty"}, Layers: [][]images.File{{images.Dir("data", 0o755), hers}},
+	})}
+	id := b.run(c)
+	b.Exec(id, "sh", "-c", "touch /data/new /empty/new && chown 1000:1001 /data/new")
+	for path, want := range map[string]string{"/data": "0:0", "/data/hers": "1000:1001", "/data/new": "1000:1001", "/empty": "0:0", "/empty/new": "0:0"} {
+		if got := sh(b.Daemon, id, "stat -c %u:%g "+path); got != want {
+			t.Errorf("%s belongs to %s, want %s", path, got, want)
+		}
+	}
+	b.remove(stopped(b, id))
+}
+
 // TestCVE_2025_47291_Limits: a pod with a user namespace is in the cgroup that
 // the kubelet chose, and its limits hold.
 func TestCVE_2025_47291_Limits(t *testing.T) {

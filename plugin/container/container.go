@@ -69,7 +69,7 @@ type Image struct {
 type Snapshots interface {
 	// Prepare shows the files with the owners of the user namespace u, if any.
 	Prepare(ctx context.Context, snapshotter, key, parent string, u *cri.UserNamespace) ([]mount.Mount, error)
-	View(ctx context.Context, snapshotter, key, parent string) ([]mount.Mount, error)
+	View(ctx context.Context, snapshotter, key, parent string, u *cri.UserNamespace) ([]mount.Mount, error)
 	Mounts(ctx context.Context, snapshotter, key string) ([]mount.Mount, error)
 }
 

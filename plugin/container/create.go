@@ -109,7 +109,7 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 		return c, err
 	}
 	s.push(u, releaseVolumes, c)
-	volumes, err := s.makeVolumes(ctx, c, declared, rootfs)
+	volumes, err := s.makeVolumes(ctx, sb, c, declared, rootfs)
 	if err != nil {
 		return c, err
 	}

@@ -48,14 +48,14 @@ func (e *ImageVolumeError) Error() string {
 func (e *ImageVolumeError) Unwrap() error { return e.Err }
 
 // makeVolumes makes all volumes of a container.
-func (s *Service) makeVolumes(ctx context.Context, c record.Container, declared []string, rootfs []mount.Mount) (v VolumeSet, err error) {
+func (s *Service) makeVolumes(ctx context.Context, sb record.Sandbox, c record.Container, declared []string, rootfs []mount.Mount) (v VolumeSet, err error) {
 	v.Images = map[int]string{}
 	for i, m := range c.Config.GetMounts() {
 		if m.GetImage() == nil {
 			continue
 		}
 		operation.Stage(ctx, "mount image volume")
-		if v.Images[i], err = s.mountImage(ctx, c, i); err != nil {
+		if v.Images[i], err = s.mountImage(ctx, sb, c, i); err != nil {
 			return v, &ImageVolumeError{Field: fmt.Sprintf("config.mounts[%d]", i), Err: err}
 		}
 	}
@@ -66,18 +66,21 @@ func (s *Service) makeVolumes(ctx context.Context, c record.Container, declared 
 	if v.Declared, err = s.Volumes.Copy(ctx, c.ID, rootfs, declared); err != nil {
 		return v, fmt.Errorf("copy image volumes: %w", err)
 	}
+	for i := range v.Declared {
+		v.Declared[i].UIDMappings, v.Declared[i].GIDMappings = sb.UserNS().GetUids(), sb.UserNS().GetGids()
+	}
 	return v, nil
 }
 
-// mountImage mounts the image of mount i. The image must be on the node: the
-// kubelet has pulled it.
-func (s *Service) mountImage(ctx context.Context, c record.Container, i int) (string, error) {
+// mountImage mounts the image of mount i, with the owners of the pod's user
+// namespace. The image must be on the node: the kubelet has pulled it.
+func (s *Service) mountImage(ctx context.Context, sb record.Sandbox, c record.Container, i int) (string, error) {
 	m := c.Config.GetMounts()[i]
 	img, err := s.Images.Resolve(ctx, m.GetImage().GetImage(), c.Handler)
 	if err != nil {
 		return "", err
 	}
-	view, err := s.Snapshots.View(ctx, img.Snapshotter, c.VolumeKey(i), img.Parent)
+	view, err := s.Snapshots.View(ctx, img.Snapshotter, c.VolumeKey(i), img.Parent, sb.UserNS())
 	if err != nil {
 		return "", fmt.Errorf("view image: %w", err)
 	}

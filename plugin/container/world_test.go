@@ -198,7 +198,7 @@ func (x snapshots) Prepare(_ context.Context, _, key, _ string, _ *cri.UserNames
 	return nil, x.d.w.effect(x.d.life, "prepare layer", func() error { x.d.w.set(x.d.w.layers, key, true); return nil })
 }
 
-func (x snapshots) View(_ context.Context, _, key, _ string) ([]mount.Mount, error) {
+func (x snapshots) View(_ context.Context, _, key, _ string, _ *cri.UserNamespace) ([]mount.Mount, error) {
 	return nil, x.d.w.effect(x.d.life, "view image", func() error { x.d.w.set(x.d.w.views, key, true); return nil })
 }
 

@@ -46,21 +46,30 @@ func (s *Snapshots) Prepare(ctx context.Context, snapshotter, key, parent string
 	if err != nil {
 		return nil, err
 	}
-	var opts []snapshots.Opt
-	if u != nil {
-		if err := s.Remaps(snapshotter); err != nil {
-			return nil, err
-		}
-		opts = append(opts, snapshots.WithLabels(map[string]string{
-			snapshots.LabelSnapshotUIDMapping: label(u.GetUids()),
-			snapshots.LabelSnapshotGIDMapping: label(u.GetGids()),
-		}))
+	opts, err := s.owners(snapshotter, u)
+	if err != nil {
+		return nil, err
 	}
 	mounts, err := sn.Prepare(ctx, key, parent, opts...)
 	if errdefs.IsAlreadyExists(err) {
 		return sn.Mounts(ctx, key)
 	}
 	return mounts, err
+}
+
+// owners has a layer shown with the owners of a user namespace, of none if u is
+// nil.
+func (s *Snapshots) owners(snapshotter string, u *cri.UserNamespace) ([]snapshots.Opt, error) {
+	if u == nil {
+		return nil, nil
+	}
+	if err := s.Remaps(snapshotter); err != nil {
+		return nil, err
+	}
+	return []snapshots.Opt{snapshots.WithLabels(map[string]string{
+		snapshots.LabelSnapshotUIDMapping: label(u.GetUids()),
+		snapshots.LabelSnapshotGIDMapping: label(u.GetGids()),
+	})}, nil
 }
 
 // What the plugin of a snapshotter can say of user namespaces.
@@ -89,13 +98,18 @@ func label(list []*cri.IDMapping) string {
 }
 
 // View makes a read-only view of the committed snapshot parent and returns its
-// mounts. One that exists is returned as it is.
-func (s *Snapshots) View(ctx context.Context, snapshotter, key, parent string) ([]mount.Mount, error) {
+// mounts. One that exists is returned as it is. A user namespace is as in
+// Prepare.
+func (s *Snapshots) View(ctx context.Context, snapshotter, key, parent string, u *cri.UserNamespace) ([]mount.Mount, error) {
 	sn, err := s.snapshotter(snapshotter)
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := sn.View(ctx, key, parent)
+	opts, err := s.owners(snapshotter, u)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := sn.View(ctx, key, parent, opts...)
 	if errdefs.IsAlreadyExists(err) {
 		return sn.Mounts(ctx, key)
 	}

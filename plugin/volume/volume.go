@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -53,7 +54,8 @@ func New(state, root string, t Tree) (*Volumes, error) {
 }
 
 // Mount mounts what is at sub in an image, a directory or a regular file, as
-// volume number i of a container, and returns where. The mount is read-only,
+// volume number i of a container, and returns where. The image's mounts can only
+// be read, and may show owners by other numbers. The mount is read-only,
 // without programs, set-user-ID bits and devices.
 func (v *Volumes) Mount(ctx context.Context, id string, i int, image []mount.Mount, sub string) (string, error) {
 	dir := filepath.Join(v.mounts, id)
@@ -61,7 +63,7 @@ func (v *Volumes) Mount(ctx context.Context, id string, i int, image []mount.Mou
 		return "", fmt.Errorf("create directory of volumes: %w", err)
 	}
 	target := filepath.Join(dir, strconv.Itoa(i))
-	err := withMounted(ctx, image, func(root *os.File) error {
+	err := withMounted(ctx, mount.WithTempMount, mappable(image), func(root *os.File) error {
 		source, err := v.tree.Resolve(root, sub)
 		if err != nil {
 			return err
@@ -70,6 +72,19 @@ func (v *Volumes) Mount(ctx context.Context, id string, i int, image []mount.Mou
 		return attach(source, target)
 	})
 	return target, err
+}
+
+// mappable are the mounts of an image so that containerd shows the owners that
+// their options ask for: it forgets that for a bind mount that is read-only, as an
+// image of one layer is. The volume is read-only all the same.
+func mappable(image []mount.Mount) []mount.Mount {
+	image = slices.Clone(image)
+	for i, m := range image {
+		if m.Type == "bind" {
+			image[i].Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "ro" })
+		}
+	}
+	return image
 }
 
 // attach mounts the file or directory behind source at target. What source means
@@ -108,15 +123,15 @@ func makeTarget(source *os.File, target string) error {
 }
 
 // Copy makes a directory for each path of a container's root filesystem, with
-// what is there, content and attributes. Where nothing is, it is an empty one of
-// root's.
+// what is there, content and attributes, the owners as the image has them. Where
+// nothing is, it is an empty one of root's.
 func (v *Volumes) Copy(ctx context.Context, id string, rootfs []mount.Mount, paths []string) ([]facts.Mount, error) {
 	dir := filepath.Join(v.copies, id)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create directory of volumes: %w", err)
 	}
 	var made []facts.Mount
-	err := withMounted(ctx, rootfs, func(root *os.File) error {
+	err := withMounted(ctx, mount.WithReadonlyTempMount, rootfs, func(root *os.File) error {
 		for i, p := range paths {
 			to := filepath.Join(dir, strconv.Itoa(i))
 			if err := v.copyOne(ctx, root, p, to); err != nil {
@@ -185,11 +200,14 @@ func unmount(path string) error {
 	}
 }
 
-// withMounted mounts a filesystem read-only for as long as fn runs. A mount that
-// a crash leaves is taken away by the next start of containerd.
-func withMounted(ctx context.Context, mounts []mount.Mount, fn func(root *os.File) error) error {
+// tempMount has a filesystem mounted in a directory for as long as fn runs.
+type tempMount func(ctx context.Context, mounts []mount.Mount, fn func(dir string) error) error
+
+// withMounted calls fn with the root of a filesystem that is mounted meanwhile. A
+// mount that a crash leaves is taken away by the next start of containerd.
+func withMounted(ctx context.Context, temp tempMount, mounts []mount.Mount, fn func(root *os.File) error) error {
 	var failure error // without the path of the mount in its words
-	err := mount.WithReadonlyTempMount(ctx, mounts, func(dir string) error {
+	err := temp(ctx, mounts, func(dir string) error {
 		root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
 		if err != nil {
 			return err
