@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -345,6 +346,14 @@ func TestIMM_15_PinnedSandboxImage(t *testing.T) {
 	mustPull(t, d, ref)
 	if s := imageStatus(t, d, ref); s.GetPinned() {
 		t.Errorf("an image like any other is %v", s)
+	}
+	other := fmt.Sprintf("version = 3\n[plugins.%q.pinned_images]\nsandbox = \"gantry.test/another:1\"\n", daemon.ImagesPlugin)
+	if err := os.WriteFile(filepath.Join(d.Dir, "conf.d", "pin.toml"), []byte(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Restart()
+	if s := imageStatus(t, d, daemon.PauseImage); s == nil || s.Pinned {
+		t.Errorf("what was the sandbox image is %v", s)
 	}
 }
 
