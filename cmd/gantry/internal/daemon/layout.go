@@ -53,8 +53,7 @@ type Layout struct {
 	Root, State, Address string
 	// NetNSDir is where network namespaces of pods are pinned.
 	NetNSDir string
-	// Networks are where CNI configurations are, each with how many files of
-	// it a pod uses, 0 for all. The first is the default one.
+	// Networks are where CNI configurations are. The first is the default one.
 	Networks []NetworkDir
 	// BinDirs are searched for CNI plugins.
 	BinDirs []string
@@ -66,7 +65,10 @@ type Layout struct {
 // NetworkDir is a directory of CNI configurations.
 type NetworkDir struct {
 	Path string
-	Max  int
+	// Max is how many networks of it a pod gets, 0 for all.
+	Max int
+	// Default names the first of them; "" for the order of file names.
+	Default string
 }
 
 // Load reads a daemon's configuration, its imports included. A file that does
@@ -128,14 +130,18 @@ func (l *Layout) complete() {
 
 func (l *Layout) runtime(rt gantry.Runtime) {
 	l.BinDirs = rt.CNI.BinDirs
-	l.Networks = []NetworkDir{{rt.CNI.ConfDir, rt.CNI.MaxConfNum}}
+	l.Networks = []NetworkDir{{rt.CNI.ConfDir, rt.CNI.MaxConfNum, rt.CNI.DefaultNetwork}}
 	l.NetNSDir = netnsDir
 	if rt.NetNSMountsUnderStateDir {
 		l.NetNSDir = l.stateNetNS()
 	}
 	for _, name := range slices.Sorted(maps.Keys(rt.Handlers)) {
 		h := rt.Handlers[name]
-		if dir := (NetworkDir{h.CNIConfDir, h.CNIMaxConfNum}); h.CNIConfDir != "" && !slices.Contains(l.Networks, dir) {
+		dir := NetworkDir{Path: h.CNIConfDir, Max: h.CNIMaxConfNum}
+		if dir.Path == rt.CNI.ConfDir {
+			dir.Default = rt.CNI.DefaultNetwork
+		}
+		if dir.Path != "" && !slices.Contains(l.Networks, dir) {
 			l.Networks = append(l.Networks, dir)
 		}
 		if !h.IsRunc() {
