@@ -260,9 +260,6 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if err != nil {
 		return err
 	}
-	if err := spec.CheckDefaultSysctls(cfg.runtime.DefaultSysctls); err != nil {
-		return fmt.Errorf("configure default_sysctls: %w", err)
-	}
 	labels, err := newLabels(ctx, cfg.runtime, s.handlers, s.store)
 	if err != nil {
 		return err
