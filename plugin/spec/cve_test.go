@@ -26,14 +26,8 @@ func TestCVE_2022_24769_CVE_2022_29162_CVE_2022_27652_InheritableIsEmpty(t *test
 		"base":       func(in *ContainerInput) { in.Handler.BaseSpec = base },
 	} {
 		s := mustContainer(t, change)
-		p, err := Exec(s, []string{"sh"}, false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range []*specs.LinuxCapabilities{s.Process.Capabilities, p.Capabilities} {
-			if len(c.Inheritable) != 0 || len(c.Ambient) != 0 {
-				t.Errorf("%s: %+v", name, c)
-			}
+		if c := s.Process.Capabilities; len(c.Inheritable) != 0 || len(c.Ambient) != 0 {
+			t.Errorf("%s: %+v", name, c)
 		}
 	}
 }
@@ -214,14 +208,8 @@ func TestGHSA_7ww5_4wqc_m92c_PowercapIsMasked(t *testing.T) {
 // Groups that were not set gave access that group membership should deny.
 func TestCVE_2022_2995_GroupsReachTheProcess(t *testing.T) {
 	s := mustContainer(t, nil)
-	p, err := Exec(s, []string{"id"}, false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, u := range []specs.User{s.Process.User, p.User} {
-		if !slices.Equal(u.AdditionalGids, []uint32{1001, 5}) {
-			t.Errorf("groups %v", u.AdditionalGids)
-		}
+	if u := s.Process.User; !slices.Equal(u.AdditionalGids, []uint32{1001, 5}) {
+		t.Errorf("groups %v", u.AdditionalGids)
 	}
 }
 
