@@ -86,6 +86,10 @@ func TestRefused(t *testing.T) {
 		"bad preference": {rt + "cni.ip_pref = 'ipv5'", inRuntime + "cni.ip_pref", "none of"},
 		"negative max":   {rt + "cni.max_conf_num = -1", inRuntime + "cni.max_conf_num", "negative"},
 		"bad seccomp":    {rt + "unset_seccomp_profile = 'mine.json'", inRuntime + "unset_seccomp_profile", "none of"},
+		"no sysctl":      {rt + "default_sysctls = ['net.core.somaxconn']", inRuntime + "default_sysctls", "name=value"},
+		"node's sysctl":  {rt + "default_sysctls = ['net.core.somaxconn=1', 'vm.swappiness=1']", inRuntime + "default_sysctls", "vm.swappiness is not a setting of a namespace"},
+		"path sysctl":    {rt + "default_sysctls = ['net/../vm/swappiness=1']", inRuntime + "default_sysctls", "not a name"},
+		"odd sysctl":     {rt + "default_sysctls = ['net.core.somaxconn=|x']", inRuntime + "default_sysctls", "characters"},
 		"local seccomp":  {rt + "unset_seccomp_profile = 'localhost/mine.json'", inRuntime + "unset_seccomp_profile", "absolute"},
 
 		"bad capability":     {rt + "default_capabilities = ['CAP_NONE']", inRuntime + "default_capabilities", "no capability"},

@@ -42,7 +42,7 @@ type Runtime struct {
 	NetNSMountsUnderStateDir bool
 	EnableUnprivilegedPorts  bool
 	EnableUnprivilegedICMP   bool
-	// DefaultSysctls are kernel settings by name, with the value of the last
+	// DefaultSysctls are kernel settings by dotted name, with the value of the last
 	// entry that names one.
 	DefaultSysctls map[string]string
 
@@ -235,7 +235,12 @@ func (w *walker) sysctls(entries []string) map[string]string {
 			w.fail([]string{"default_sysctls"}, "%q is not of the form \"name=value\"", e)
 			continue
 		}
-		set[name] = value
+		dotted, _, err := Sysctl(name, value)
+		if err != nil {
+			w.fail([]string{"default_sysctls"}, "%q: %v", e, err)
+			continue
+		}
+		set[dotted] = value
 	}
 	return set
 }

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	goruntime "runtime"
@@ -65,11 +66,13 @@ func snapshotters(n node) map[string]image.Snapshotter {
 	return out
 }
 
-// imageHandlers are the handlers whose images are not like the default's.
+// imageHandlers are the handlers whose images are not like the node's, "" being
+// the default one.
 func imageHandlers(handlers *handler.Handlers, c config.Images) map[string]image.Handler {
 	out := map[string]image.Handler{}
+	def := handlers.Default().Name
 	for _, h := range handlers.List() {
-		p, own := c.RuntimePlatforms[h.Name]
+		p, own := c.RuntimePlatforms[cmp.Or(h.Name, def)]
 		ih := image.Handler{Snapshotter: h.Snapshotter}
 		if own {
 			if p.Snapshotter != "" {
@@ -79,7 +82,7 @@ func imageHandlers(handlers *handler.Handlers, c config.Images) map[string]image
 				ih.Platform = platforms.Format(p.Platform)
 			}
 		}
-		if h.Name != "" && ih != (image.Handler{}) {
+		if ih != (image.Handler{}) {
 			out[h.Name] = ih
 		}
 	}

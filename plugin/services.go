@@ -56,14 +56,6 @@ import (
 	"github.com/gantry-cri/gantry/plugin/volume"
 )
 
-// netnsDir is where network namespaces are pinned unless the configuration puts
-// them below the state directory. Tools look for them there.
-const netnsDir = "/var/run/netns"
-
-// OpsSocket is the name of the operations socket in the plugin's state
-// directory.
-const OpsSocket = "gantry.sock"
-
 // settings are the tables.
 type settings struct {
 	server   config.Server
@@ -226,7 +218,7 @@ func newServices(ic *plugin.InitContext, cfg settings) (*services, error) {
 	}
 	ctx := namespaces.WithNamespace(ic.Context, Namespace)
 	s := &services{
-		background: lifecycle.New(ctx), ops: &operation.Table{}, opsPath: filepath.Join(n.stateDir, OpsSocket),
+		background: lifecycle.New(ctx), ops: &operation.Table{}, opsPath: filepath.Join(n.stateDir, operation.Socket),
 	}
 	if err := s.build(ctx, n, cfg); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -259,9 +251,6 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	})
 	if err != nil {
 		return err
-	}
-	if err := spec.CheckDefaultSysctls(cfg.runtime.DefaultSysctls); err != nil {
-		return fmt.Errorf("configure default_sysctls: %w", err)
 	}
 	labels, err := newLabels(ctx, cfg.runtime, s.handlers, s.store)
 	if err != nil {
@@ -563,15 +552,13 @@ func newPlugins(cfg config.NRI, index *store.Store, gen *generator, background *
 
 func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks, error) {
 	cfg := network.Config{
-		NetNSDir: netnsDir, ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, MaxConfNum: c.CNI.MaxConfNum,
+		NetNSDir: network.NetNSDir, ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, MaxConfNum: c.CNI.MaxConfNum,
 		SetupSerially: c.CNI.SetupSerially, IPPref: network.IPPref(c.CNI.IPPreference), ConfTemplate: c.CNI.ConfTemplate,
 		DefaultNetwork: c.CNI.DefaultNetwork, StatusGrace: c.CNI.StatusGrace, ReadyTimeout: c.CNI.ReadyTimeout,
-		// Not below the state directory: after a reboot the plugins' books
-		// still have what is to be given back.
-		CacheDir: filepath.Join(n.rootDir, "network"),
+		CacheDir: network.CacheDir(n.rootDir),
 	}
 	if c.NetNSMountsUnderStateDir {
-		cfg.NetNSDir = filepath.Join(n.stateDir, "netns")
+		cfg.NetNSDir = network.StateNetNSDir(n.stateDir)
 		if err := os.MkdirAll(cfg.NetNSDir, passable); err != nil {
 			return networks{}, fmt.Errorf("create directory: %w", err)
 		}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -306,6 +307,41 @@ func TestIMM_13_SizeAndUser(t *testing.T) {
 	}
 }
 
+// TestIMM_13_SizeIsNoClaim: a manifest that lies about what is here already is
+// refused, and the image that is here keeps its size.
+func TestIMM_13_SizeIsNoClaim(t *testing.T) {
+	t.Parallel()
+	d := shared(t)
+	img := blobImage(t, 5000)
+	r, ref := serveImage(t, registry.Options{}, img)
+	mustPull(t, d, ref)
+	before := imageStatus(t, d, ref)
+	honest, err := img.Manifest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, claim := range map[string]int64{"small": 1, "huge": 1 << 50, "negative": -1} {
+		m := honest.DeepCopy()
+		m.Layers[0].Size = claim
+		raw, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.PutManifest("liar", name, string(m.MediaType), raw); err != nil {
+			t.Fatal(err)
+		}
+		lie := r.Ref("liar:" + name)
+		_, err = pull(t.Context(), d, lie, nil)
+		wantError(t, err, codes.FailedPrecondition, lie, "bytes")
+		if s := imageStatus(t, d, lie); s != nil {
+			t.Errorf("%s: the image is there: %v", name, s)
+		}
+	}
+	if s := imageStatus(t, d, ref); s.GetSize() != before.GetSize() || s.GetSize() < 5000 {
+		t.Errorf("the image has %d bytes, before %d", s.GetSize(), before.GetSize())
+	}
+}
+
 func TestIMM_14_Annotations(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
@@ -345,6 +381,14 @@ func TestIMM_15_PinnedSandboxImage(t *testing.T) {
 	mustPull(t, d, ref)
 	if s := imageStatus(t, d, ref); s.GetPinned() {
 		t.Errorf("an image like any other is %v", s)
+	}
+	other := fmt.Sprintf("version = 3\n[plugins.%q.pinned_images]\nsandbox = \"gantry.test/another:1\"\n", daemon.ImagesPlugin)
+	if err := os.WriteFile(filepath.Join(d.Dir, "conf.d", "pin.toml"), []byte(other), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d.Restart()
+	if s := imageStatus(t, d, daemon.PauseImage); s == nil || s.Pinned {
+		t.Errorf("what was the sandbox image is %v", s)
 	}
 }
 

@@ -183,6 +183,29 @@ func TestCTR_04_ImageRuntimeHandler(t *testing.T) {
 	}
 }
 
+// TestCTR_04_DefaultHandlerSnapshotter: an image pulled for no handler is one
+// for the default handler, and is unpacked where that one has its snapshots.
+func TestCTR_04_DefaultHandlerSnapshotter(t *testing.T) {
+	t.Parallel()
+	d := start(t, runtimeKey("native", "containerd", "runtimes", "runc", "snapshotter"))
+	ref := push(t, "default:1", blobImage(t, 1000))
+	mustPull(t, d, ref)
+	layers := func(snapshotter string) int {
+		list, err := filepath.Glob(filepath.Join(d.Root, "io.containerd.snapshotter.v1."+snapshotter, "snapshots", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	if layers("native") != 1 || layers("overlayfs") != 0 {
+		t.Errorf("%d layers in the default handler's snapshotter, %d in the node's", layers("native"), layers("overlayfs"))
+	}
+	info, err := d.Images().ImageFsInfo(t.Context(), &cri.ImageFsInfoRequest{})
+	if err != nil || !strings.HasSuffix(info.ImageFilesystems[0].FsId.Mountpoint, "native") {
+		t.Errorf("the first image filesystem: %v, %v", info, err)
+	}
+}
+
 // TestCTR_31_DefaultEnv: the node's environment yields to the image's, and both
 // to the pod's.
 func TestCTR_31_DefaultEnv(t *testing.T) {

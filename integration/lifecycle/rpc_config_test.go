@@ -161,6 +161,7 @@ func TestCFG_01_Strict(t *testing.T) {
 		"a string for a number":  {runtime("much", "max_container_log_line_size"), []string{"max_container_log_line_size"}},
 		"a bad duration":         {runtime("soon", "drain_exec_sync_io_timeout"), []string{"drain_exec_sync_io_timeout", "soon"}},
 		"no such handler":        {runtime("nobody", "containerd", "default_runtime_name"), []string{"default_runtime_name", "nobody"}},
+		"a node's sysctl":        {runtime([]string{"vm.swappiness=1"}, "default_sysctls"), []string{"default_sysctls", "vm.swappiness"}},
 		"an unknown preference":  {runtime("ipv5", "cni", "ip_pref"), []string{"ip_pref", "ipv5"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -371,7 +371,7 @@ func TestResolveJoins(t *testing.T) {
 			t.Errorf("got %+v", h.Features)
 		}
 	}
-	hs.Wait()
+	hs.probes.Wait()
 	if n := fake.asked.Load(); n != 1 {
 		t.Errorf("asked %d times", n)
 	}

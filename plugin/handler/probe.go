@@ -88,9 +88,6 @@ func (hs *Handlers) Probe(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Wait blocks until no runtime is being asked any more, which is bounded.
-func (hs *Handlers) Wait() { hs.probes.Wait() }
-
 // ProbeError returns why the features of the named handler are not known, nil
 // if they are or if nobody asked yet.
 func (hs *Handlers) ProbeError(name string) error {

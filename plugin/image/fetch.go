@@ -149,7 +149,8 @@ func (j *job) handler(store content.Store, fetcher remotes.Fetcher) (images.Hand
 	return snlabels.AppendInfoHandlerWrapper(j.named.String())(handler), nil
 }
 
-// fetch brings one blob into the content store, or leaves nothing of it.
+// fetch brings one blob into the content store, or leaves nothing of it. One
+// that is here already has to be what the descriptor says, as if it had come.
 func (j *job) fetch(store content.Store, fetcher remotes.Fetcher) images.HandlerFunc {
 	return func(ctx context.Context, desc imagespec.Descriptor) ([]imagespec.Descriptor, error) {
 		if !j.gate.enter() {
@@ -169,7 +170,7 @@ func (j *job) fetch(store content.Store, fetcher remotes.Fetcher) images.Handler
 		err := remotes.Fetch(ctx, in, fetcher, desc)
 		j.progress.step()
 		if err == nil || errdefs.IsAlreadyExists(err) {
-			return nil, nil
+			return nil, atStage(stageFetch, checkHere(ctx, store, desc))
 		}
 		if err := acquired.Unwind(ctx); err != nil {
 			logFailure(ctx, "clean up after a failed download", err)

@@ -13,6 +13,10 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
+// leisure is how many times longer than a measurement takes the next one is put
+// off: at most a tenth of the time goes into walks over files.
+const leisure = 9
+
 // usage knows how much disk the snapshotters use. It is measured in one
 // goroutine, only while somebody asks, and every answer is the last
 // measurement: no request waits for a walk over files, save the first.
@@ -27,8 +31,9 @@ type usage struct {
 	last measurement
 }
 
+// measurement is what was found at a time. It is good enough until another.
 type measurement struct {
-	at                time.Time
+	at, until         time.Time
 	images, container []*cri.FilesystemUsage
 }
 
@@ -48,10 +53,11 @@ func newUsage(sns map[string]Snapshotter, def string, period time.Duration) *usa
 // figures of an image filesystem cover everything under its mount point,
 // writable layers included; they are as old as their timestamp says, and a
 // measurement starts in the background when that is more than the configured
-// period. The messages are shared: do not change them.
+// period, and long ago for how long the last one took. The messages are shared:
+// do not change them.
 func (s *Service) FSInfo(ctx context.Context) (images, containers []*cri.FilesystemUsage, err error) {
 	m := s.usage.current()
-	if time.Since(m.at) > s.usage.period {
+	if time.Now().After(m.until) {
 		select {
 		case s.usage.wanted <- struct{}{}:
 		default: // one is due already
@@ -82,31 +88,45 @@ func (u *usage) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		var m measurement
-		for i, name := range u.names {
-			total, active, n, err := u.measure(ctx, name, committed)
-			if ctx.Err() != nil {
-				return
-			}
-			if err != nil {
-				logFailure(ctx, "measure snapshotter "+name, err)
-			}
-			if n == 0 && i > 0 {
-				continue // in nobody's use
-			}
-			root := u.snapshotters[name].Root
-			m.images = append(m.images, report(root, total))
-			m.container = append(m.container, report(root, active))
+		last := u.current()
+		begun := time.Now()
+		if !begun.After(last.until) {
+			continue // asked for while the last one was under way
+		}
+		m, err := u.measureAll(ctx, committed)
+		if err != nil {
+			return
 		}
 		m.at = time.Now()
+		m.until = m.at.Add(max(u.period, leisure*m.at.Sub(begun)))
 		u.mu.Lock()
-		isFirst := u.last.at.IsZero()
 		u.last = m
 		u.mu.Unlock()
-		if isFirst {
+		if last.at.IsZero() {
 			close(u.first)
 		}
 	}
+}
+
+// measureAll sums up every snapshotter that is in use, and the default one. Only
+// the end of ctx is an error: what cannot be measured is left out.
+func (u *usage) measureAll(ctx context.Context, committed map[string]map[string]snapshots.Usage) (m measurement, _ error) {
+	for i, name := range u.names {
+		total, active, n, err := u.measure(ctx, name, committed)
+		if ctx.Err() != nil {
+			return m, context.Cause(ctx)
+		}
+		if err != nil {
+			logFailure(ctx, "measure snapshotter "+name, err)
+		}
+		if n == 0 && i > 0 {
+			continue // in nobody's use
+		}
+		root := u.snapshotters[name].Root
+		m.images = append(m.images, report(root, total))
+		m.container = append(m.container, report(root, active))
+	}
+	return m, nil
 }
 
 // measure sums up one snapshotter. The usage of a committed snapshot never

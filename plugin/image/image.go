@@ -62,7 +62,7 @@ type Snapshotter struct {
 
 // Handler is what a runtime handler asks of its images.
 type Handler struct {
-	// Snapshotter is a key of Options.Snapshotters; "" for the default.
+	// Snapshotter is a key of Options.Snapshotters; "" for Options.Snapshotter.
 	Snapshotter string
 	// Platform is an os/arch[/variant] specifier; "" for the host's.
 	Platform string
@@ -102,10 +102,12 @@ type Options struct {
 	Events events.Subscriber
 	// Collect runs containerd's garbage collector and waits for it.
 	Collect func(context.Context) error
-	// Snapshotters by name, and the name of the default one.
+	// Snapshotters by name, and the name of the one for handlers that have
+	// none of their own.
 	Snapshotters map[string]Snapshotter
 	Snapshotter  string
-	// Handlers that differ from the default, by runtime handler name.
+	// Handlers that differ from Snapshotter and the host's platform, by
+	// runtime handler name; "" for requests that name none.
 	Handlers map[string]Handler
 	Registry Registry
 	Policy   Policy
@@ -154,7 +156,7 @@ func New(ctx context.Context, o Options) (*Service, error) {
 	s.pulls.Linger = linger
 	s.unpacks.Linger = linger
 	s.index = newIndex(reader{content: o.Content, platforms: ps.matchers}, o.Images, o.Policy.Pinned)
-	s.usage = newUsage(o.Snapshotters, o.Snapshotter, o.StatsPeriod)
+	s.usage = newUsage(o.Snapshotters, s.snapshotterOf(""), o.StatsPeriod)
 	ctx = inNamespace(ctx)
 	if err := s.sweepLeases(ctx); err != nil {
 		return nil, fmt.Errorf("make image service: %w", err)

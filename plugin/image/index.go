@@ -16,7 +16,9 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Labels of containerd's image records, as other CRI clients know them.
+// Labels of containerd's image records, as other CRI clients know them. An
+// image is also pinned by hand, with the second one; it is never written here,
+// for it would outlive the configuration that asked for it.
 const (
 	labelManaged = "io.cri-containerd.image"
 	managed      = "managed"

@@ -247,20 +247,36 @@ func TestStartReadsTheStore(t *testing.T) {
 	}
 }
 
-func TestPinnedPullIsLabelled(t *testing.T) {
+// The configuration pins for as long as it says so; a label of somebody else's
+// for as long as it is there.
+func TestPinsFollowTheConfiguration(t *testing.T) {
 	reg := registry.StartT(t, registry.Options{})
-	w := newWorld(t, func(o *Options) {
-		var err error
-		o.Policy.Pinned, err = MatchPinned([]string{"*keep*"})
-		must(t, err)
-	})
+	keep := func(patterns ...string) func(*Options) {
+		return func(o *Options) {
+			var err error
+			o.Policy.Pinned, err = MatchPinned(patterns)
+			must(t, err)
+		}
+	}
+	w := newWorld(t, keep("*keep*"))
 	ref, _ := push(t, reg, "keep:v1", sample(t, "keep", 1))
 	w.pull(ref)
+	pins := func(want bool) {
+		t.Helper()
+		if st, _, err := w.Status(w.ctx, ref, false); err != nil || st.GetPinned() != want {
+			t.Errorf("status %v, %v; pinned should be %v", st, err, want)
+		}
+	}
+	pins(true)
+	w.start(keep("*other*"))
+	pins(false)
 	rec, err := w.images.Get(w.ctx, ref)
 	must(t, err)
-	if rec.Labels[labelPinned] != pinned {
-		t.Errorf("labels %v", rec.Labels)
-	}
+	rec.Labels[labelPinned] = pinned
+	_, err = w.images.Update(w.ctx, rec)
+	must(t, err)
+	w.start(nil)
+	pins(true)
 }
 
 // Overlapping refreshes end with what the store says last.

@@ -201,7 +201,9 @@ const recordTries = 5
 
 // writeRecord makes name mean target and returns what restores it.
 func (s *Service) writeRecord(ctx context.Context, name string, target imagespec.Descriptor) (undo.Release, error) {
-	want := images.Image{Name: name, Target: target, Labels: s.recordLabels(name)}
+	// Nothing in the labels comes out of the image: an image's own never become
+	// containerd's. And nothing comes out of the configuration, which changes.
+	want := images.Image{Name: name, Target: target, Labels: map[string]string{labelManaged: managed}}
 	var err error
 	for range recordTries {
 		if _, err = s.o.Images.Create(ctx, want); err == nil {
@@ -246,16 +248,6 @@ func sameRecord(old, want images.Image) bool {
 		}
 	}
 	return old.Target.Digest == want.Target.Digest
-}
-
-// recordLabels are the labels of a record. Nothing in them comes out of the
-// image: an image's own labels never become containerd's.
-func (s *Service) recordLabels(name string) map[string]string {
-	l := map[string]string{labelManaged: managed}
-	if s.o.Policy.Pinned(name) {
-		l[labelPinned] = pinned
-	}
-	return l
 }
 
 func (s *Service) deleteRecord(ctx context.Context, name string, target imagespec.Descriptor) error {

@@ -2,7 +2,9 @@ package image
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -17,6 +19,8 @@ import (
 	"github.com/containerd/errdefs"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"github.com/opencontainers/go-digest"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/integration/registry"
@@ -376,8 +380,60 @@ func TestPullBoundsAConfigurationThatIsALayer(t *testing.T) {
 	body := `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":"` + d.String() + `","size":100},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":"` + d.String() + `","size":100}]}`
 	_, err = reg.PutManifest("big", "trick", string(types.OCIManifestSchema1), []byte(body))
 	must(t, err)
-	if _, err = w.Pull(w.ctx, PullRequest{Ref: reg.Ref("big:trick")}); err == nil || !strings.Contains(err.Error(), "more than a manifest or configuration has") {
+	if _, err = w.Pull(w.ctx, PullRequest{Ref: reg.Ref("big:trick")}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "its descriptor says 100") {
 		t.Errorf("error %v", err)
+	}
+	// A record that others made has been through no pull.
+	size, err := layer.Size()
+	must(t, err)
+	if _, err = (boundedStore{w.content}).ReaderAt(w.ctx, imagespec.Descriptor{Digest: digest.Digest(d.String()), Size: size}); err == nil || !strings.Contains(err.Error(), "more than a manifest or configuration has") {
+		t.Errorf("error %v", err)
+	}
+	w.clean()
+}
+
+// Sizes in a manifest are claims, and what is here already is not downloaded
+// again: it is compared.
+func TestPullRefusesSizesThatAreNotSo(t *testing.T) {
+	reg := registry.StartT(t, registry.Options{})
+	w := newWorld(t, nil)
+	img := sample(t, "app", 2)
+	ref, _ := push(t, reg, "app:v1", img)
+	id := w.pull(ref)
+	st, _, err := w.Status(w.ctx, ref, false)
+	must(t, err)
+	honest, err := img.RawManifest()
+	must(t, err)
+	for name, lie := range map[string]func(*imagespec.Manifest){
+		"small":    func(m *imagespec.Manifest) { m.Layers[1].Size = 1 },
+		"huge":     func(m *imagespec.Manifest) { m.Layers[0].Size = math.MaxInt64 },
+		"negative": func(m *imagespec.Manifest) { m.Layers[0].Size = -1 },
+		"config":   func(m *imagespec.Manifest) { m.Config.Size-- },
+	} {
+		var m imagespec.Manifest
+		must(t, json.Unmarshal(honest, &m))
+		lie(&m)
+		raw, err := json.Marshal(m)
+		must(t, err)
+		d, err := reg.PutManifest("app", name, string(types.DockerManifestSchema2), raw)
+		must(t, err)
+		if _, err = w.Pull(w.ctx, PullRequest{Ref: reg.Ref("app:" + name)}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "bytes") {
+			t.Errorf("%s: error %v", name, err)
+		}
+		// The same image by other ways than a pull.
+		target := imagespec.Descriptor{MediaType: string(types.DockerManifestSchema2), Digest: digest.Digest(d), Size: int64(len(raw))}
+		must(t, content.WriteBlob(w.ctx, w.content, name, strings.NewReader(string(raw)), target))
+		if p, err := w.index.reader.image(w.ctx, target, 0); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: read %v, %v", name, p, err)
+		}
+	}
+	// What a record says of its target plays no part.
+	rec, err := w.images.Get(w.ctx, id)
+	must(t, err)
+	rec.Target.Size = 1 << 50
+	p, err := w.index.reader.image(w.ctx, rec.Target, 0)
+	if err != nil || p.size != int64(st.Size) {
+		t.Errorf("read %v, %v; the image has %d bytes", p, err, st.Size)
 	}
 	w.clean()
 }

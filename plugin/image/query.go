@@ -20,7 +20,7 @@ import (
 func (s *Service) List(_ context.Context, filter *cri.ImageFilter) ([]*cri.Image, error) {
 	v := s.index.now.Load()
 	if ref := filter.GetImage().GetImage(); ref != "" {
-		img, err := v.find(ref, 0)
+		img, err := v.find(ref, s.platforms.of(""))
 		if err != nil {
 			return nil, fmt.Errorf("list images: %w", err)
 		}
@@ -43,7 +43,7 @@ func (s *Service) Status(_ context.Context, ref string, verbose bool) (*cri.Imag
 	if ref == "" {
 		return nil, nil, fmt.Errorf("image status: field image.image is empty: %w", errdefs.ErrInvalidArgument)
 	}
-	img, err := s.index.now.Load().find(ref, 0)
+	img, err := s.index.now.Load().find(ref, s.platforms.of(""))
 	if err != nil {
 		return nil, nil, fmt.Errorf("image status: %w", err)
 	}

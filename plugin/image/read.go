@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -27,8 +28,9 @@ const (
 )
 
 // boundedStore is a content store that refuses to open what is too large for
-// a manifest, an index or a configuration. A descriptor's size is a claim; a
-// digest can name a blob that is here already and is much larger.
+// a manifest, an index or a configuration, or is not as large as its descriptor
+// says. A descriptor's size is a claim; a digest can name a blob that is here
+// already and is much larger.
 type boundedStore struct{ content.Store }
 
 // ReaderAt implements content.Provider.
@@ -37,12 +39,32 @@ func (s boundedStore) ReaderAt(ctx context.Context, desc imagespec.Descriptor) (
 	if err != nil {
 		return nil, err
 	}
-	if size := ra.Size(); size > maxConfig {
-		return nil, errors.Join(
-			fmt.Errorf("read %s: %d bytes are more than a manifest or configuration has: %w", desc.Digest, size, errdefs.ErrFailedPrecondition),
-			ra.Close())
+	size := ra.Size()
+	if err = sameSize(desc, size); err == nil && size > maxConfig {
+		err = fmt.Errorf("read %s: %d bytes are more than a manifest or configuration has: %w", desc.Digest, size, errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return nil, errors.Join(err, ra.Close())
 	}
 	return ra, nil
+}
+
+// sameSize refuses content that is not as large as its descriptor says.
+func sameSize(desc imagespec.Descriptor, size int64) error {
+	if desc.Size == size {
+		return nil
+	}
+	return fmt.Errorf("%s has %d bytes, its descriptor says %d: %w", desc.Digest, size, desc.Size, errdefs.ErrFailedPrecondition)
+}
+
+// checkHere refuses content that is here and not as large as its descriptor
+// says. NotFound means that it is not here.
+func checkHere(ctx context.Context, store content.InfoProvider, desc imagespec.Descriptor) error {
+	info, err := store.Info(ctx, desc.Digest)
+	if err != nil {
+		return err
+	}
+	return sameSize(desc, info.Size)
 }
 
 // parsed is an image as its content describes it. Immutable.
@@ -64,6 +86,11 @@ type reader struct {
 // is not, or not here.
 func (r reader) image(ctx context.Context, target imagespec.Descriptor, platform int) (*parsed, error) {
 	store := boundedStore{r.content}
+	info, err := r.content.Info(ctx, target.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	target.Size = info.Size // a record can say anything
 	manifest, err := images.Manifest(ctx, store, target, r.platforms[platform])
 	if err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)
@@ -75,7 +102,7 @@ func (r reader) image(ctx context.Context, target imagespec.Descriptor, platform
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	p := &parsed{id: manifest.Config.Digest.String(), size: target.Size + manifest.Config.Size, annotations: bounded(manifest.Annotations)}
+	p := &parsed{id: manifest.Config.Digest.String(), annotations: bounded(manifest.Annotations)}
 	if p.config, err = decodeConfig(raw); err != nil {
 		return nil, fmt.Errorf("read configuration: %w: %w", err, errdefs.ErrFailedPrecondition)
 	}
@@ -85,10 +112,27 @@ func (r reader) image(ctx context.Context, target imagespec.Descriptor, platform
 		}
 	}
 	p.chainID = identity.ChainID(p.config.RootFS.DiffIDs).String()
-	for _, l := range manifest.Layers {
-		p.size += l.Size
+	if p.size, err = r.size(ctx, append(manifest.Layers, target, manifest.Config)); err != nil {
+		return nil, fmt.Errorf("add up sizes: %w", err)
 	}
 	return p, nil
+}
+
+// size adds up what an image is made of. Of a layer that is not here there is
+// only the claim, which was checked when it was: they are discarded after the
+// image is unpacked.
+func (r reader) size(ctx context.Context, parts []imagespec.Descriptor) (int64, error) {
+	sum := int64(0)
+	for _, d := range parts {
+		if err := checkHere(ctx, r.content, d); err != nil && !errdefs.IsNotFound(err) {
+			return 0, err
+		}
+		if d.Size < 0 || d.Size > math.MaxInt64-sum {
+			return 0, fmt.Errorf("%s cannot have %d bytes: %w", plain(d.Digest.String()), d.Size, errdefs.ErrFailedPrecondition)
+		}
+		sum += d.Size
+	}
+	return sum, nil
 }
 
 // decodeConfig leaves the history out: nobody asks for it, the index keeps what

@@ -154,13 +154,11 @@ func (a *access) adopt(hosts []docker.RegistryHost) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.hosts = hosts
-	if n := len(hosts); n > 0 {
-		a.traffic.setLast(hosts[n-1].Host)
-		if len(a.registry.ConfigPath) > 0 {
-			// The last host of a hosts file is not a mirror: it is where
-			// the operator says that the registry is.
-			a.own[canonicalHost(hosts[n-1].Host)] = true
-		}
+	a.traffic.setSpare(spareHosts(hosts))
+	if n := len(hosts); n > 0 && len(a.registry.ConfigPath) > 0 {
+		// The last host of a hosts file is not a mirror: it is where the
+		// operator says that the registry is.
+		a.own[canonicalHost(hosts[n-1].Host)] = true
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"math/big"
 	"net"
@@ -19,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -239,7 +241,7 @@ func TestMirrorServesAndNodeCredentialsAreItsOwn(t *testing.T) {
 	}
 }
 
-func TestDeadMirrorIsAskedOnce(t *testing.T) {
+func TestADeadMirrorIsPassedOver(t *testing.T) {
 	reg := registry.StartT(t, registry.Options{})
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -248,13 +250,38 @@ func TestDeadMirrorIsAskedOnce(t *testing.T) {
 	w := newWorld(t, func(o *Options) { o.Registry.Mirrors = map[string][]string{reg.Host: {"http://" + addr}} })
 	ref, _ := push(t, reg, "app:v1", sample(t, "app", 4))
 	w.pull(ref)
+}
 
+// A mirror that is down is connected to once in a pull. Who has nobody to stand in
+// for it is asked whenever the client tries again: the registry, a token server,
+// the store that a blob is redirected to.
+func TestOnlyASpareHostIsGivenUp(t *testing.T) {
+	const resolve, pull = docker.HostCapabilityResolve, docker.HostCapabilityPull
 	tr := newTraffic()
-	tr.setLast("last.example")
-	tr.markDead("dead.example", errdefs.ErrUnavailable)
-	tr.markDead("last.example", errdefs.ErrUnavailable)
-	if tr.failed("dead.example") == nil || tr.failed("last.example") != nil {
-		t.Error("a dead mirror is not remembered, or the last host is not tried")
+	tr.setSpare(spareHosts([]docker.RegistryHost{
+		{Host: "only.example", Capabilities: resolve | pull},
+		{Host: "mirror.example", Capabilities: pull},
+		{Host: "self.example", Path: "/mirror", Capabilities: pull},
+		{Host: "self.example", Capabilities: pull},
+	}))
+	for host, want := range map[string]int{
+		"mirror.example": 1, "only.example": 2, "self.example": 2, "blobs.example": 2, "token.example": 2,
+	} {
+		asked := 0
+		rt := &transport{t: tr, base: roundTrip(func(*http.Request) (*http.Response, error) {
+			asked++
+			return nil, &net.OpError{Op: "dial", Err: os.ErrDeadlineExceeded}
+		})}
+		for range 2 {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+host+"/x", nil)
+			must(t, err)
+			if _, err := rt.RoundTrip(req); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: %v", host, err)
+			}
+		}
+		if asked != want {
+			t.Errorf("%s was connected to %d times, want %d", host, asked, want)
+		}
 	}
 }
 

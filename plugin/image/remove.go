@@ -15,7 +15,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	if ref == "" {
 		return fmt.Errorf("remove image: field image.image is empty: %w", errdefs.ErrInvalidArgument)
 	}
-	img, err := s.index.now.Load().find(ref, 0)
+	img, err := s.index.now.Load().find(ref, s.platforms.of(""))
 	if err != nil {
 		return fmt.Errorf("remove image: %w", err)
 	}

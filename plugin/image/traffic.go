@@ -7,10 +7,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 )
 
@@ -30,11 +32,11 @@ const (
 type tokenKey struct{}
 
 // traffic is what one pull's HTTP clients have in common: pauses that busy
-// registries ask for and which hosts did not answer.
+// registries ask for and which mirrors did not answer.
 type traffic struct {
 	mu      sync.Mutex
-	last    string           // the host that is tried whatever happened
-	dead    map[string]error // hosts that could not be connected to
+	spare   map[string]bool  // hosts that another one stands in for
+	dead    map[string]error // those of them that could not be connected to
 	pauses  map[string]time.Duration
 	clients []*http.Client
 }
@@ -43,10 +45,23 @@ func newTraffic() *traffic {
 	return &traffic{dead: map[string]error{}, pauses: map[string]time.Duration{}}
 }
 
-func (t *traffic) setLast(host string) {
+// setSpare names the hosts that can be done without.
+func (t *traffic) setSpare(hosts map[string]bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.last = host
+	t.spare = hosts
+}
+
+// spareHosts returns the hosts of a list that need not answer, because a later
+// one can do all that they can.
+func spareHosts(hosts []docker.RegistryHost) map[string]bool {
+	spare := map[string]bool{}
+	for i, h := range hosts {
+		spare[h.Host] = slices.ContainsFunc(hosts[i+1:], func(later docker.RegistryHost) bool {
+			return later.Host != h.Host && later.Capabilities.Has(h.Capabilities)
+		})
+	}
+	return spare
 }
 
 // wrap makes client part of the traffic. It fits config.HostOptions.
@@ -72,20 +87,24 @@ func (t *traffic) close() {
 }
 
 // failed returns why host need not be tried: it could not be connected to
-// before in this pull, and there is another to ask.
+// before in this pull, and another will be asked. Only without this would each
+// of an image's blobs wait for a mirror that is down.
 func (t *traffic) failed(host string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if host == t.last {
-		return nil
-	}
 	return t.dead[host]
 }
 
+// markDead remembers that host could not be connected to, if it is spare. The
+// registry itself, token servers and the stores that blobs are redirected to
+// have nobody to stand in for them: they are tried as often as the client
+// wants.
 func (t *traffic) markDead(host string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.dead[host] = err
+	if t.spare[host] {
+		t.dead[host] = err
+	}
 }
 
 // pause returns how long to wait before the next request to a host that said

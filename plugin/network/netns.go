@@ -17,7 +17,6 @@ import (
 )
 
 const (
-	nsPrefix    = "gantry-"
 	maxIDLength = 128
 	// ownNS is the network namespace of the calling thread, not that of the
 	// process's first one.
@@ -26,7 +25,7 @@ const (
 
 // NSPath is where the network namespace of the pod is pinned, existing or not.
 func (n *Networks) NSPath(id string) string {
-	return filepath.Join(n.conf.NetNSDir, nsPrefix+n.scope+"-"+id)
+	return filepath.Join(n.conf.NetNSDir, n.prefix+id)
 }
 
 // CreateNS pins a new network namespace for the pod, loopback up, and returns
@@ -203,7 +202,7 @@ func (n *Networks) List() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range entries {
-		id, ours := strings.CutPrefix(e.Name(), nsPrefix+n.scope+"-")
+		id, ours := strings.CutPrefix(e.Name(), n.prefix)
 		if ours && checkID(id) == nil {
 			ids = append(ids, id)
 		}

@@ -16,8 +16,6 @@ package network
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -97,13 +95,13 @@ const (
 // Networks makes, checks and undoes pod networks. It is safe for concurrent
 // use; what is asked of one pod happens one after the other.
 type Networks struct {
-	conf  Config
-	scope string // of this daemon in NetNSDir
-	cni   *libcni.CNIConfig
-	saved savedDir
-	gate  gate
-	ready atomic.Pointer[verdict]
-	kick  chan struct{} // asks Run to look at the configuration now
+	conf   Config
+	prefix string // of this daemon's names in NetNSDir
+	cni    *libcni.CNIConfig
+	saved  savedDir
+	gate   gate
+	ready  atomic.Pointer[verdict]
+	kick   chan struct{} // asks Run to look at the configuration now
 
 	orphans orphans
 }
@@ -144,7 +142,7 @@ func New(c Config) (*Networks, error) {
 	if err := c.complete(); err != nil {
 		return nil, fmt.Errorf("configure network: %w", err)
 	}
-	saved := savedDir(filepath.Join(c.CacheDir, "attachments"))
+	saved := savedDir(AttachmentsDir(c.CacheDir))
 	if err := os.MkdirAll(string(saved), 0o700); err != nil {
 		return nil, fmt.Errorf("configure network: make cache: %w", err)
 	}
@@ -152,14 +150,13 @@ func New(c Config) (*Networks, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configure network: find plugins of an earlier run: %w", err)
 	}
-	sum := sha256.Sum256([]byte(c.CacheDir))
 	runner := &runner{owner: c.CacheDir}
 	n := &Networks{
-		conf:  c,
-		scope: hex.EncodeToString(sum[:4]),
-		cni:   libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, runner),
-		saved: saved,
-		kick:  make(chan struct{}, 1),
+		conf:   c,
+		prefix: NetNSPrefix(c.CacheDir),
+		cni:    libcni.NewCNIConfigWithCacheDir(c.BinDirs, c.CacheDir, runner),
+		saved:  saved,
+		kick:   make(chan struct{}, 1),
 		// They are ended by who needs their pods.
 		orphans: orphans,
 	}

@@ -6,6 +6,10 @@ import (
 	"runtime/pprof"
 )
 
+// Socket is the name of the socket in the plugin's state directory that Handler
+// is served on.
+const Socket = "gantry.sock"
+
 // Handler serves the table for people and tools: "GET /operations" is the list
 // as JSON, "GET /stacks" every goroutine with its stack as text. Neither waits
 // for anything but the table's own short lock.

@@ -4,15 +4,13 @@
 // Every path is opened below a file descriptor of the root with openat2, so no
 // symbolic link, no ".." and no magic link leads outside; nothing but regular
 // files is read, with a bound on size and line length. It never runs anything
-// from the image and, apart from MkdirAllIn, never writes there. Start at
-// LookupUser and at CopyTree.
+// from the image and never writes there. Start at LookupUser and at CopyTree.
 package rootfs
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -106,52 +104,6 @@ func openRegular(root *os.File, name string) (*os.File, error) {
 		return nil, fmt.Errorf("open %s of the image: %w", name, classed(err))
 	}
 	return f, nil
-}
-
-// MkdirAllIn makes the directory name inside root and what is missing above
-// it, each new one with the given mode and owner. Directories that exist are
-// left as they are.
-func MkdirAllIn(root *os.File, name string, mode os.FileMode, uid, gid uint32) error {
-	name = path.Clean("/" + name)
-	parent, err := resolve(root, "/", unix.O_PATH|unix.O_DIRECTORY)
-	if err != nil {
-		return err
-	}
-	defer func() { parent.Close() }()
-	elems := strings.Split(strings.Trim(name, "/"), "/")
-	for i := range elems {
-		if elems[i] == "" {
-			break // name is the root itself
-		}
-		dir, err := resolve(root, strings.Join(elems[:i+1], "/"), unix.O_PATH|unix.O_DIRECTORY)
-		if errors.Is(err, unix.ENOENT) {
-			dir, err = mkdirAt(parent, elems[i], mode, uid, gid)
-		}
-		if err != nil {
-			return fmt.Errorf("make directory %s: %w", name, err)
-		}
-		parent.Close()
-		parent = dir
-	}
-	return nil
-}
-
-func mkdirAt(parent *os.File, name string, mode os.FileMode, uid, gid uint32) (*os.File, error) {
-	// A dangling link answers EEXIST here and is an error: never create
-	// through a link.
-	if err := unix.Mkdirat(int(parent.Fd()), name, uint32(mode.Perm())); err != nil {
-		return nil, classed(err)
-	}
-	fd, err := unix.Openat(int(parent.Fd()), name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, classed(err)
-	}
-	dir := os.NewFile(uintptr(fd), name)
-	if err := errors.Join(unix.Fchown(fd, int(uid), int(gid)), unix.Fchmod(fd, uint32(mode.Perm()))); err != nil {
-		dir.Close()
-		return nil, classed(err)
-	}
-	return dir, nil
 }
 
 // classed gives an errno the errdefs class a caller can act on; the errno

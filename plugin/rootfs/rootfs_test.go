@@ -302,46 +302,6 @@ func TestCVE_2024_21626_MagicLinksAreNotFollowed(t *testing.T) {
 	}
 }
 
-func TestMkdirAllIn(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to give directories away")
-	}
-	dir := t.TempDir()
-	outside := t.TempDir()
-	if err := errors.Join(os.Mkdir(filepath.Join(dir, "real"), 0o700),
-		os.Symlink("/real", filepath.Join(dir, "link")),
-		os.Symlink(filepath.Join(outside, "made"), filepath.Join(dir, "dangling")),
-		os.Symlink(outside, filepath.Join(dir, "away")),
-		os.WriteFile(filepath.Join(dir, "file"), nil, 0o644)); err != nil {
-		t.Fatal(err)
-	}
-	root := openDir(t, dir)
-	for _, name := range []string{"/", "", "/a/b/c", "a/b", "/link/sub", "/../../x", "//y//z/"} {
-		if err := MkdirAllIn(root, name, 0o750, 12, 34); err != nil {
-			t.Errorf("%q: %v", name, err)
-		}
-	}
-	for _, made := range []string{"a", "a/b/c", "real/sub", "x", "y/z"} {
-		var st unix.Stat_t
-		if err := unix.Lstat(filepath.Join(dir, made), &st); err != nil {
-			t.Errorf("%s: %v", made, err)
-		} else if st.Uid != 12 || st.Gid != 34 || st.Mode != unix.S_IFDIR|0o750 {
-			t.Errorf("%s: %d:%d %o", made, st.Uid, st.Gid, st.Mode)
-		}
-	}
-	if fi, err := os.Stat(filepath.Join(dir, "real")); err != nil || fi.Mode().Perm() != 0o700 {
-		t.Errorf("existing directory changed: %v, %v", fi, err)
-	}
-	for _, name := range []string{"/file/x", "/file", "/dangling", "/dangling/x", "/away/x"} {
-		if err := MkdirAllIn(root, name, 0o755, 0, 0); err == nil {
-			t.Errorf("%q: no error", name)
-		}
-	}
-	if left, err := os.ReadDir(outside); err != nil || len(left) != 0 {
-		t.Errorf("made outside: %v, %v", left, err)
-	}
-}
-
 func FuzzPasswd(f *testing.F) {
 	f.Add([]byte(passwd), "web", uint32(1000))
 	f.Add([]byte("::::::\n:\n\n"), "", uint32(0))

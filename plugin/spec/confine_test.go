@@ -259,10 +259,6 @@ func TestSELinux(t *testing.T) {
 		if s.Process.SelinuxLabel != tc.process || s.Linux.MountLabel != tc.mount {
 			t.Errorf("%s: %q, %q", name, s.Process.SelinuxLabel, s.Linux.MountLabel)
 		}
-		p, err := Exec(s, []string{"sh"}, false)
-		if err != nil || p.SelinuxLabel != tc.process {
-			t.Errorf("%s: a command has %q, %v", name, p.SelinuxLabel, err)
-		}
 	}
 	for _, private := range []bool{false, true} {
 		s := mustPause(t, func(in *PauseInput) {

@@ -192,31 +192,3 @@ func (e *env) get(key string) string {
 	}
 	return e.list[i][len(key)+1:]
 }
-
-// Exec returns the process that runs args in a container with specification s.
-// It has the container's identity and confinement.
-func Exec(s *specs.Spec, args []string, tty bool) (*specs.Process, error) {
-	if s == nil || s.Process == nil {
-		return nil, fmt.Errorf("generate exec process: the container has no process: %w", errdefs.ErrInternal)
-	}
-	if len(args) == 0 {
-		return nil, fmt.Errorf("generate exec process: cmd is empty: %w", errdefs.ErrInvalidArgument)
-	}
-	if err := checkArgs("cmd", args); err != nil {
-		return nil, fmt.Errorf("generate exec process: %w", err)
-	}
-	p := &specs.Process{}
-	if err := deepCopy(p, s.Process); err != nil {
-		return nil, fmt.Errorf("generate exec process: %w", err)
-	}
-	p.Args, p.Terminal, p.ConsoleSize = slices.Clone(args), tty, nil
-	if c := p.Capabilities; c != nil {
-		c.Inheritable, c.Ambient = nil, nil
-	}
-	if tty {
-		e := newEnv(p.Env...)
-		e.setDefault(defaultTerm)
-		p.Env = e.list
-	}
-	return p, nil
-}

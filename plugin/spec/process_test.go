@@ -170,33 +170,6 @@ func TestCapabilities(t *testing.T) {
 	wantError(t, errdefs.ErrNotImplemented, "add_ambient_capabilities", func(in *ContainerInput) { sec(in).Capabilities.AddAmbientCapabilities = []string{"KILL"} })
 }
 
-func TestExec(t *testing.T) {
-	s := mustContainer(t, func(in *ContainerInput) { sec(in).NoNewPrivs = true })
-	s.Process.Capabilities.Inheritable = []string{"CAP_KILL"}
-	p, err := Exec(s, []string{"sh", "-c", "x"}, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !p.Terminal || !slices.Equal(p.Args, []string{"sh", "-c", "x"}) || !slices.Contains(p.Env, "TERM=xterm") || !p.NoNewPrivileges || p.User.UID != 1000 {
-		t.Errorf("got %+v", p)
-	}
-	p.Env[0], p.User.AdditionalGids[0] = "X=", 9
-	if s.Process.Env[0] == "X=" || s.Process.User.AdditionalGids[0] == 9 || s.Process.Terminal || s.Process.Args[0] != "/bin/web" {
-		t.Errorf("the container's process changed: %+v", s.Process)
-	}
-	if p, err := Exec(s, []string{"x"}, false); err != nil || p.Terminal || slices.Contains(p.Env, "TERM=xterm") {
-		t.Errorf("no tty: %+v, %v", p, err)
-	}
-	for _, bad := range [][]string{nil, {}, {""}, {"a\x00"}} {
-		if _, err := Exec(s, bad, false); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: %v", bad, err)
-		}
-	}
-	if _, err := Exec(&specs.Spec{}, []string{"x"}, false); !errdefs.IsInternal(err) {
-		t.Errorf("no process: %v", err)
-	}
-}
-
 func TestStopSignal(t *testing.T) {
 	for value, name := range cri.Signal_name {
 		if value == 0 {

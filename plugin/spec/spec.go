@@ -74,7 +74,7 @@ type Policy struct {
 	// own bind low ports and send pings without privilege.
 	UnprivilegedPorts, UnprivilegedICMP bool
 	// DefaultSysctls are set in each pod that has their namespace for itself
-	// and does not set them. CheckDefaultSysctls has passed.
+	// and does not set them. See config.Sysctl.
 	DefaultSysctls  map[string]string
 	DisableAppArmor bool
 	// IgnoreImageVolumes makes nothing of the volumes that an image declares.

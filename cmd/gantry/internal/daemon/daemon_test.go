@@ -107,6 +107,21 @@ state = "/s"
 	}
 }
 
+// The default network is one of the node's directory, for handlers too.
+func TestLoadDefaultNetwork(t *testing.T) {
+	l, err := daemon.Load(write(t, `version = 4
+[plugins.'io.containerd.cri.v1.runtime']
+  cni = {conf_dir = "/c", default_network = "blue"}
+  [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes]
+    all = {runtime_type = "io.containerd.runc.v2", cni_conf_dir = "/c", cni_max_conf_num = 3}
+    other = {runtime_type = "io.containerd.runc.v2", cni_conf_dir = "/c2", cni_max_conf_num = 3}
+`))
+	want := []daemon.NetworkDir{{Path: "/c", Max: 1, Default: "blue"}, {Path: "/c", Max: 3, Default: "blue"}, {Path: "/c2", Max: 3}}
+	if err != nil || !slices.Equal(l.Networks, want) {
+		t.Errorf("networks %+v, %v", l.Networks, err)
+	}
+}
+
 func TestLoadRefuses(t *testing.T) {
 	for name, text := range map[string]string{
 		"not TOML":         "version =",

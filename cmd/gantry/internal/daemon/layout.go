@@ -2,14 +2,13 @@
 // doing, over the sockets it serves anyway: the CRI for pods and containers,
 // the operations socket for what is under way.
 //
-// It only asks and reads; it starts nothing and changes nothing, and it imports
-// nothing of the daemon but the values it sends. Start at Layout.
+// It only asks and reads; it starts nothing and changes nothing. Of the daemon it
+// imports the values that are sent, and the names of what is kept from who keeps
+// it. Start at Layout.
 package daemon
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -21,12 +20,16 @@ import (
 	"slices"
 
 	"github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/sirupsen/logrus"
 
 	gantry "github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/network"
+	"github.com/gantry-cri/gantry/plugin/operation"
+	"github.com/gantry-cri/gantry/plugin/stdio/keeper"
 )
 
 // Where everything is unless a configuration says otherwise.
@@ -38,13 +41,7 @@ const (
 
 	// Namespace is containerd's, for everything the CRI makes.
 	Namespace = "k8s.io"
-	// opsSocket is the name of the operations socket in the plugin's state
-	// directory.
-	opsSocket = "gantry.sock"
-	// keeperSocket is that of the socket of the keeper of container output.
-	keeperSocket = "keeper.sock"
-	grpcTable    = "io.containerd.server.v1.grpc"
-	netnsDir     = "/var/run/netns"
+	grpcTable = "io.containerd.server.v1.grpc"
 )
 
 // Layout is where a daemon keeps its things.
@@ -53,8 +50,7 @@ type Layout struct {
 	Root, State, Address string
 	// NetNSDir is where network namespaces of pods are pinned.
 	NetNSDir string
-	// Networks are where CNI configurations are, each with how many files of
-	// it a pod uses, 0 for all. The first is the default one.
+	// Networks are where CNI configurations are. The first is the default one.
 	Networks []NetworkDir
 	// BinDirs are searched for CNI plugins.
 	BinDirs []string
@@ -66,7 +62,10 @@ type Layout struct {
 // NetworkDir is a directory of CNI configurations.
 type NetworkDir struct {
 	Path string
-	Max  int
+	// Max is how many networks of it a pod gets, 0 for all.
+	Max int
+	// Default names the first of them; "" for the order of file names.
+	Default string
 }
 
 // Load reads a daemon's configuration, its imports included. A file that does
@@ -113,7 +112,7 @@ func (l Layout) At(root, state, address string) Layout {
 	return l
 }
 
-func (l Layout) stateNetNS() string { return filepath.Join(l.PluginState(), "netns") }
+func (l Layout) stateNetNS() string { return network.StateNetNSDir(l.PluginState()) }
 
 func (l *Layout) complete() {
 	for _, f := range []struct {
@@ -128,14 +127,18 @@ func (l *Layout) complete() {
 
 func (l *Layout) runtime(rt gantry.Runtime) {
 	l.BinDirs = rt.CNI.BinDirs
-	l.Networks = []NetworkDir{{rt.CNI.ConfDir, rt.CNI.MaxConfNum}}
-	l.NetNSDir = netnsDir
+	l.Networks = []NetworkDir{{rt.CNI.ConfDir, rt.CNI.MaxConfNum, rt.CNI.DefaultNetwork}}
+	l.NetNSDir = network.NetNSDir
 	if rt.NetNSMountsUnderStateDir {
 		l.NetNSDir = l.stateNetNS()
 	}
 	for _, name := range slices.Sorted(maps.Keys(rt.Handlers)) {
 		h := rt.Handlers[name]
-		if dir := (NetworkDir{h.CNIConfDir, h.CNIMaxConfNum}); h.CNIConfDir != "" && !slices.Contains(l.Networks, dir) {
+		dir := NetworkDir{Path: h.CNIConfDir, Max: h.CNIMaxConfNum}
+		if dir.Path == rt.CNI.ConfDir {
+			dir.Default = rt.CNI.DefaultNetwork
+		}
+		if dir.Path != "" && !slices.Contains(l.Networks, dir) {
 			l.Networks = append(l.Networks, dir)
 		}
 		if !h.IsRunc() {
@@ -155,13 +158,15 @@ func (l *Layout) runtime(rt gantry.Runtime) {
 func (l Layout) PluginState() string { return filepath.Join(l.State, gantry.ServerPlugin) }
 
 // OpsSocket is where the daemon tells what is under way.
-func (l Layout) OpsSocket() string { return filepath.Join(l.PluginState(), opsSocket) }
+func (l Layout) OpsSocket() string { return filepath.Join(l.PluginState(), operation.Socket) }
 
 // KeeperSocket is where the keeper of container output listens.
-func (l Layout) KeeperSocket() string { return filepath.Join(l.PluginState(), keeperSocket) }
+func (l Layout) KeeperSocket() string { return filepath.Join(l.PluginState(), keeper.Socket) }
 
 // Tasks is where containerd keeps the bundles of shims.
-func (l Layout) Tasks() string { return filepath.Join(l.State, "io.containerd.runtime.v2.task") }
+func (l Layout) Tasks() string {
+	return filepath.Join(l.State, plugins.RuntimePluginV2.String()+".task")
+}
 
 // Bundle is a pattern, in the syntax of filepath.Match, of where the bundle of
 // a pod or container can be below Tasks: gantry's task runtime has a directory
@@ -171,13 +176,12 @@ func (l Layout) Bundle(id string) string {
 }
 
 // Attachments is where what CNI plugins were asked for is kept, a file per pod.
-func (l Layout) Attachments() string { return filepath.Join(l.networkCache(), "attachments") }
+func (l Layout) Attachments() string { return network.AttachmentsDir(l.networkCache()) }
 
-func (l Layout) networkCache() string { return filepath.Join(l.Root, gantry.ServerPlugin, "network") }
+func (l Layout) networkCache() string {
+	return network.CacheDir(filepath.Join(l.Root, gantry.ServerPlugin))
+}
 
 // NetNSPrefix opens the names of this daemon's network namespaces; the ID of
 // the pod follows. Another daemon on the machine has another prefix.
-func (l Layout) NetNSPrefix() string {
-	sum := sha256.Sum256([]byte(l.networkCache()))
-	return "gantry-" + hex.EncodeToString(sum[:4]) + "-"
-}
+func (l Layout) NetNSPrefix() string { return network.NetNSPrefix(l.networkCache()) }

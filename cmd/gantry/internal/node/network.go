@@ -58,14 +58,13 @@ func (n Node) configurations(l *list, dir daemon.NetworkDir) []netConf {
 		return nil
 	}
 	slices.Sort(files)
-	used := files
-	if dir.Max > 0 && len(used) > dir.Max {
-		used = used[:dir.Max]
+	if dir.Default != "" {
+		return n.named(l, dir, files)
 	}
 	var out []netConf
 	for i, f := range files {
 		name := filepath.Join(dir.Path, filepath.Base(f))
-		if i >= len(used) {
+		if dir.Max > 0 && i >= dir.Max {
 			l.ok(name, "not used: max_conf_num is %d, and this comes later in the order of names", dir.Max)
 			continue
 		}
@@ -74,10 +73,52 @@ func (n Node) configurations(l *list, dir daemon.NetworkDir) []netConf {
 			l.add(name, Fail, "correct the file; until then no pod gets a network", "%v", err)
 			continue
 		}
-		l.ok(name, "network %q: %s (CNI %s)", list.Name, strings.Join(pluginTypes(list), ", "), list.CNIVersion)
-		out = append(out, netConf{name, list})
+		out = append(out, netConf{name, list}.used(l))
 	}
 	return out
+}
+
+// named is configurations for a directory with a default network, whose file
+// comes first whatever it is called. A file that cannot be read is passed over.
+func (n Node) named(l *list, dir daemon.NetworkDir, files []string) []netConf {
+	var all []netConf
+	found := false
+	for _, f := range files {
+		c := netConf{file: filepath.Join(dir.Path, filepath.Base(f))}
+		var err error
+		if c.list, err = readNetConf(f); err != nil {
+			l.add(c.file, Warn, "correct the file, or remove it", "is passed over: %v", err)
+			continue
+		}
+		if !found && c.list.Name == dir.Default {
+			found = true
+			all = slices.Insert(all, 0, c)
+			continue
+		}
+		all = append(all, c)
+	}
+	if !found {
+		l.add(dir.Path, Fail, "put its configuration there, or correct cni.default_network; until then no pod gets a network",
+			"has no network %q, which cni.default_network names", dir.Default)
+		return nil
+	}
+	for i, c := range all {
+		if dir.Max > 0 && i >= dir.Max {
+			l.ok(c.file, "not used: max_conf_num is %d, and this comes after the default network in the order of names", dir.Max)
+			continue
+		}
+		c.used(l)
+	}
+	if dir.Max > 0 && len(all) > dir.Max {
+		all = all[:dir.Max]
+	}
+	return all
+}
+
+// used reports a configuration that pods get.
+func (c netConf) used(l *list) netConf {
+	l.ok(c.file, "network %q: %s (CNI %s)", c.list.Name, strings.Join(pluginTypes(c.list), ", "), c.list.CNIVersion)
+	return c
 }
 
 // readNetConf reads either form of a configuration as a list.

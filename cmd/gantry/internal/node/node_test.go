@@ -225,6 +225,24 @@ func TestMaxConf(t *testing.T) {
 	}
 }
 
+// With a default network its file is used, whatever it is called, and a broken
+// one is in nobody's way.
+func TestDefaultNetwork(t *testing.T) {
+	n := machine(t)
+	n.put(t, "/cni/20-blue.conf", `{"cniVersion": "1.1.0", "name": "blue", "type": "absent"}`)
+	n.put(t, "/cni/30-broken.conf", "{")
+	n.Layout.Networks[0].Default = "blue"
+	got := bad(n.network(t.Context()))
+	if len(got) != 2 || !strings.HasPrefix(got[0], "network /cni/30-broken.conf: warning: is passed over") || !strings.HasPrefix(got[1], "network plugin absent: failure: ") {
+		t.Errorf("got %q", got)
+	}
+	n.Layout.Networks[0].Default = "red"
+	got = bad(n.network(t.Context()))
+	if len(got) != 2 || !strings.HasPrefix(got[1], `network /cni: failure: has no network "red"`) {
+		t.Errorf("got %q", got)
+	}
+}
+
 func TestOtherRuntime(t *testing.T) {
 	n := machine(t)
 	n.put(t, "/opt/crun", "#!")

@@ -1,0 +1,32 @@
+package network
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"path/filepath"
+)
+
+// NetNSDir is where network namespaces are pinned unless the configuration puts
+// them below the state directory. Tools look for them there.
+const NetNSDir = "/var/run/netns"
+
+// StateNetNSDir returns where network namespaces are pinned below the plugin's
+// state directory.
+func StateNetNSDir(state string) string { return filepath.Join(state, "netns") }
+
+// CacheDir returns where networks are kept below the plugin's root directory. It
+// is not below the state directory: after a reboot the plugins' books still have
+// what is to be given back.
+func CacheDir(root string) string { return filepath.Join(root, "network") }
+
+// AttachmentsDir returns where a cache directory has its attachments, a file per
+// pod.
+func AttachmentsDir(cache string) string { return filepath.Join(cache, "attachments") }
+
+// NetNSPrefix opens the names of the network namespaces that belong to a cache
+// directory; the ID of the pod follows. Those of another daemon on the machine
+// have another prefix.
+func NetNSPrefix(cache string) string {
+	sum := sha256.Sum256([]byte(filepath.Clean(cache)))
+	return "gantry-" + hex.EncodeToString(sum[:4]) + "-"
+}
