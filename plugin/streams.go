@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/gantry-cri/gantry/config"
@@ -89,15 +88,7 @@ func (s streams) Open(ctx context.Context, c record.Container, closeStdin contai
 }
 
 func (s streams) Reattach(ctx context.Context, c record.Container, closeStdin container.CloseStdin) (container.Stream, error) {
-	cfg := s.config(c, closeStdin)
-	io, err := stdio.Reattach(ctx, cfg)
-	if err != nil && !errdefs.IsNotFound(err) && cfg.LogPath != "" {
-		// A container whose output nobody takes stops when it next writes, so
-		// the output is taken even where it cannot be kept.
-		log.G(ctx).WithField("container", c.ID).WithError(err).Error("the container's log cannot be continued; its output is dropped")
-		cfg.LogPath = ""
-		io, err = stdio.Reattach(ctx, cfg)
-	}
+	io, err := stdio.Reattach(ctx, s.config(c, closeStdin))
 	if err != nil {
 		return nil, err
 	}

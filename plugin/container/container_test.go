@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -147,6 +148,58 @@ func TestExits(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Streams that cannot be connected after a restart are connected later.
+func TestStreamsComeLate(t *testing.T) {
+	for _, fails := range []int64{3, 1000} {
+		t.Run(fmt.Sprint("after ", fails), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { streamsComeLate(t, fails) })
+		})
+	}
+}
+
+func streamsComeLate(t *testing.T, fails int64) {
+	w := newWorld(t)
+	d := w.start()
+	ctx := context.Background()
+	id := mustStart(t, d)
+	w.crash()
+	d.bg.Stop(ctx)
+	var tries atomic.Int64
+	w.strike = func(_ int, name string) (before, after error) {
+		if name != "reattach streams" {
+			return nil, nil
+		}
+		if tries.Add(1) > fails {
+			return nil, nil
+		}
+		return errStruck, nil
+	}
+	d = w.start()
+	<-d.Recover()
+	if err := d.ReopenLog(ctx, id); !errdefs.IsUnavailable(err) {
+		t.Errorf("reopen without streams: %v", err)
+	}
+	time.Sleep(time.Minute)
+	late := tries.Load() > fails
+	if err := d.ReopenLog(ctx, id); (err == nil) != late {
+		t.Errorf("reopen after %d tries: %v", tries.Load(), err)
+	}
+	w.runtime.Exit(id, 3)
+	synctest.Wait()
+	if got, err := d.Get(id); err != nil || got.ExitCode != 3 || (w.logged[id] > 0) != late {
+		t.Errorf("exit code %d, drained %d times, %v", got.ExitCode, w.logged[id], err)
+	}
+	if err := d.Remove(ctx, id); err != nil {
+		t.Error(err)
+	}
+	before := tries.Load()
+	time.Sleep(time.Hour)
+	if n := tries.Load() - before; n > 1 {
+		t.Errorf("%d tries after the end", n)
+	}
+	d.clean()
 }
 
 func mustStart(t *testing.T, d *daemon) string {

@@ -193,10 +193,39 @@ func (s *Service) attachStream(ctx context.Context, c record.Container) *live {
 	}
 	stream, err := s.Streams.Reattach(ctx, c, s.closeStdin(c.ID))
 	if err != nil {
-		log.G(ctx).WithField("container", c.ID).WithError(err).Error("go on with the container's log")
+		log.G(ctx).WithField("container", c.ID).WithError(err).Error("go on with the container's streams")
 		s.setSilent(l, false)
+		if !errdefs.IsNotFound(err) {
+			s.Background.Go("connect streams of "+objectName(c.Key()), func(ctx context.Context) {
+				lifecycle.Retry(ctx, "connect streams of container "+c.ID, retries, func() error { return s.attachLate(ctx, c, l) })
+			})
+		}
 		return l
 	}
 	s.setStream(l, stream)
 	return l
+}
+
+// attachLate goes on with the output of a container that has none connected,
+// unless it has ended meanwhile.
+func (s *Service) attachLate(ctx context.Context, c record.Container, l *live) error {
+	done, err := s.turns.Take(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if now, ok := s.lookup(c.ID); !ok || now != l || s.streamOf(l) != nil {
+		return nil
+	}
+	stream, err := s.Streams.Reattach(ctx, c, s.closeStdin(c.ID))
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !s.setStream(l, stream) {
+		return stream.Close(ctx)
+	}
+	return nil
 }

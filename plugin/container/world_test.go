@@ -383,10 +383,16 @@ func (x streams) Open(_ context.Context, c record.Container, _ container.CloseSt
 }
 
 func (x streams) Reattach(_ context.Context, c record.Container, _ container.CloseStdin) (container.Stream, error) {
-	x.d.w.mu.Lock()
-	defer x.d.w.mu.Unlock()
-	if !x.d.w.fifos[c.ID] {
-		return nil, errdefs.ErrNotFound
+	err := x.d.w.effect(x.d.life, "reattach streams", func() error {
+		x.d.w.mu.Lock()
+		defer x.d.w.mu.Unlock()
+		if !x.d.w.fifos[c.ID] {
+			return errdefs.ErrNotFound
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return stream{x.d, c.ID}, nil
 }

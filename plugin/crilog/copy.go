@@ -22,7 +22,7 @@ var chunks = sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
 // error when f or the log is closed; the next Copy of the same stream
 // continues there. obs may be nil.
 func (l *Log) Copy(s Stream, f *Fifo, obs Observer) error {
-	c := &copier{log: l, stream: s, fifo: f, obs: obs, journal: l.journals[s]}
+	c := &copier{log: l, stream: s, fifo: f, obs: obs}
 	step := c.step
 	if l.discard {
 		step = c.discard
@@ -32,7 +32,7 @@ func (l *Log) Copy(s Stream, f *Fifo, obs Observer) error {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			if !l.discard {
-				c.journal.ended.Store(true)
+				l.ended[s].Store(true)
 				l.notify()
 			}
 			return nil
@@ -48,13 +48,16 @@ type copier struct {
 	stream  Stream
 	fifo    *Fifo
 	obs     Observer
-	journal *journal
+	journal *journal // nil until the log is open
 
 	dropping bool      // output is thrown away until there is room and a new line
 	refused  time.Time // when the journal itself began to refuse data
 }
 
 func (c *copier) step() error {
+	if err := c.waitForLog(); err != nil {
+		return err
+	}
 	if err := c.waitForRoom(); err != nil {
 		return err
 	}
@@ -107,9 +110,38 @@ func (c *copier) show(at int64, n int) {
 	}
 }
 
+// waitForLog returns when the log is open or output is to be dropped.
+func (c *copier) waitForLog() error {
+	if c.isOpen() || c.dropping {
+		return nil
+	}
+	stall := time.NewTimer(c.log.opts.Stall)
+	defer stall.Stop()
+	select {
+	case <-c.log.opened:
+		c.isOpen()
+	case <-stall.C:
+		c.dropping = true
+	case <-c.log.quit:
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// isOpen reports whether there is a journal, and has the copier use it.
+func (c *copier) isOpen() bool {
+	select {
+	case <-c.log.opened:
+		c.journal = c.log.journals[c.stream]
+		return true
+	default:
+		return false
+	}
+}
+
 // waitForRoom returns when the journal has room or output is to be dropped.
 func (c *copier) waitForRoom() error {
-	if c.journal.room() > 0 || c.dropping {
+	if c.dropping || c.journal.room() > 0 {
 		select {
 		case <-c.log.quit:
 			return os.ErrClosed
@@ -157,9 +189,14 @@ func (c *copier) waitForMemory() error {
 }
 
 // startDropping ends the line at hand, so that it does not run into the one
-// that follows the gap.
+// that follows the gap. While the log is not open yet that has to wait.
 func (c *copier) startDropping() {
 	c.dropping = true
+	c.endLine()
+}
+
+// endLine completes the last line of the journal.
+func (c *copier) endLine() {
 	j := c.journal
 	end := j.end.Load()
 	if end == j.pos.Load() {
@@ -186,7 +223,8 @@ func (c *copier) drop() error {
 	if c.watched() {
 		c.obs.Observe(c.stream, p)
 	}
-	if c.journal.room() > c.journal.bound/2 && !c.log.failing.Load() {
+	if c.isOpen() && c.journal.room() > c.journal.bound/2 && !c.log.failing.Load() {
+		c.endLine()
 		if i := bytes.IndexByte(p, '\n'); i >= 0 && c.journal.append(p[i+1:]) == nil {
 			c.dropping, c.refused = false, time.Time{}
 			c.log.notify()
