@@ -15,6 +15,9 @@ import (
 // chunk is the most that one step moves out of a FIFO.
 const chunk = 128 << 10
 
+// lineWait is how long a log that can go on waits for a new line to do so.
+const lineWait = time.Second
+
 var chunks = sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
 
 // Copy moves what comes out of f into the log until f ends, and returns nil
@@ -51,6 +54,8 @@ type copier struct {
 	journal *journal // nil until the log is open
 
 	dropping bool      // output is thrown away until there is room and a new line
+	well     time.Time // since when only the new line is missing
+	skipped  int       // bytes thrown away since then
 	refused  time.Time // when the journal itself began to refuse data
 }
 
@@ -210,8 +215,7 @@ func (c *copier) endLine() {
 	}
 }
 
-// drop reads and counts output instead of keeping it, and stops doing so at
-// the first newline after half of the journal is free again.
+// drop reads and counts output instead of keeping it, until the log can go on.
 func (c *copier) drop() error {
 	b := chunks.Get().(*[]byte)
 	defer chunks.Put(b)
@@ -223,17 +227,38 @@ func (c *copier) drop() error {
 	if c.watched() {
 		c.obs.Observe(c.stream, p)
 	}
-	if c.isOpen() && c.journal.room() > c.journal.bound/2 && !c.log.failing.Load() {
+	if i := c.goesOn(p); i >= 0 {
 		c.endLine()
-		if i := bytes.IndexByte(p, '\n'); i >= 0 && c.journal.append(p[i+1:]) == nil {
-			c.dropping, c.refused = false, time.Time{}
+		if c.journal.append(p[i:]) == nil {
+			c.dropping, c.refused, c.well = false, time.Time{}, time.Time{}
 			c.log.notify()
-			p = p[:i+1]
+			p = p[:i]
 		}
 	}
 	c.log.lostBytes.Add(uint64(len(p)))
 	c.log.lostLines.Add(uint64(bytes.Count(p, []byte{'\n'})))
 	return nil
+}
+
+// goesOn is where in p the log goes on, -1 for not yet: once half of the journal
+// is free at the first new line, or anywhere if none comes, as there are
+// programs that write none.
+func (c *copier) goesOn(p []byte) int {
+	if !c.isOpen() || c.journal.room() <= c.journal.bound/2 || c.log.failing.Load() {
+		c.well = time.Time{}
+		return -1
+	}
+	if c.well.IsZero() {
+		c.well, c.skipped = time.Now(), 0
+	}
+	if i := bytes.IndexByte(p, '\n'); i >= 0 {
+		return i + 1
+	}
+	if c.skipped > c.log.opts.MaxLine || time.Since(c.well) > lineWait {
+		return 0
+	}
+	c.skipped += len(p)
+	return -1
 }
 
 func isFull(err error) bool {

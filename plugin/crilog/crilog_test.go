@@ -688,6 +688,43 @@ func TestStalledDisk(t *testing.T) {
 	}
 }
 
+// TestNoNewline: the log of a program that writes no lines goes on, too.
+func TestNoNewline(t *testing.T) {
+	for name, row := range map[string]struct {
+		opts  Options
+		piece int
+	}{
+		"much":   {Options{MaxLine: 1024, Journal: 16 << 10, Stall: time.Second}, 4096},
+		"little": {Options{MaxLine: 256 << 10, Stall: time.Second}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, row.opts)
+			started, release, held := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+			go func() {
+				held <- r.log.call(context.Background(), func(*writer) error { close(started); <-release; return nil })
+			}()
+			<-started
+			for r.log.Lost().Bytes == 0 {
+				r.write(Stdout, strings.Repeat("x", 10_000))
+			}
+			end := r.log.journals[Stdout].end.Load()
+			close(release)
+			if err := <-held; err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "the log to go on", func() bool {
+				r.write(Stdout, strings.Repeat("y", row.piece))
+				return r.log.journals[Stdout].end.Load() > end
+			})
+			r.write(Stdout, "z")
+			r.exit()
+			if out, _ := read(t, r.path); !strings.HasSuffix(out, "yz") {
+				t.Errorf("the log ends with %q", out[max(0, len(out)-20):])
+			}
+		})
+	}
+}
+
 // TestForeignHands cuts and lengthens the log file behind the writer's back.
 func TestForeignHands(t *testing.T) {
 	r := newRig(t, Options{})
