@@ -158,6 +158,9 @@ type Task interface {
 	// otherwise.
 	Change(ctx context.Context, before, after *specs.Spec) error
 	Exec(ctx context.Context, req ExecRequest) (Exec, error)
+	// EndExec ends and forgets a process that Exec may have added although it
+	// did not return it, now or for an earlier daemon. None is fine.
+	EndExec(ctx context.Context, execID string, spec []byte) error
 }
 
 // ExecRequest describes a further process.

@@ -11,10 +11,13 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/runtime"
+	"github.com/gantry-cri/gantry/plugin/runtime/runtimetest"
 )
 
 // life creates, starts and removes a container that runs until it is killed.
@@ -365,6 +368,70 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 	if err := d.Remove(ctx, id); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestExecsAreEnded: an exec that nobody has a hold on is taken away from the
+// runtime: one whose addition was answered with an error although it happened,
+// and one of an earlier daemon.
+func TestExecsAreEnded(t *testing.T) {
+	deletes := func(w *world) (n int) {
+		for _, c := range w.runtime.Calls() {
+			if c.Op == "execdelete" {
+				n++
+			}
+		}
+		return n
+	}
+	t.Run("lost", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			d := w.start()
+			id := mustStart(t, d)
+			w.runtime.Inject(runtimetest.Fault{Op: "exec", Nth: 1, After: true, Err: context.DeadlineExceeded})
+			w.runtime.Inject(runtimetest.Fault{Op: "process", Nth: 1, Err: errStruck})
+			if _, err := d.ExecSync(context.Background(), id, []string{"run"}, 0); err == nil {
+				t.Error("no error")
+			}
+			time.Sleep(time.Minute)
+			if n := deletes(w); n != 1 {
+				t.Errorf("deleted %d times", n)
+			}
+		})
+	})
+	t.Run("old", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			d := w.start()
+			ctx := context.Background()
+			id := mustStart(t, d)
+			alive := len(w.runtime.Alive())
+			task, err := runtime.New(w.runtime, w.runtime).Get(ctx, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, err := task.Exec(ctx, "old", runtime.ExecRequest{Process: &specs.Process{Args: []string{"run"}}})
+			if err == nil {
+				err = e.Start(ctx)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.mu.Lock()
+			w.execs[id] = []string{"old"}
+			w.mu.Unlock()
+			w.crash()
+			d.bg.Stop(ctx)
+			resume := w.runtime.Silence(w.pod.ID)
+			d = w.start()
+			<-d.Recover()
+			time.Sleep(time.Minute)
+			resume()
+			time.Sleep(time.Minute)
+			if n := len(w.runtime.Alive()); n != alive || deletes(w) != 1 {
+				t.Errorf("%d processes instead of %d, deleted %d times", n, alive, deletes(w))
+			}
+		})
+	})
 }
 
 func TestExecSync(t *testing.T) {

@@ -24,7 +24,8 @@ var asks = lifecycle.Backoff{First: 200 * time.Millisecond, Last: 2 * time.Secon
 
 // Recover starts bringing every container back to what its record says, in the
 // background: one that runs is watched again, an exit that nobody saw is
-// recorded, and a creation that was cut off is released. The channel is closed
+// recorded, a creation that was cut off is released, and an exec whose client went
+// with the daemon is ended. It comes before any other call. The channel is closed
 // when each has been looked at once.
 //
 // Nothing is made or deleted here while the runtime does not answer for a
@@ -36,6 +37,9 @@ func (s *Service) Recover() <-chan struct{} {
 	for _, c := range all {
 		if c.Phase == record.ContainerRunning {
 			s.enter(c.ID)
+		}
+		if c.Phase != record.ContainerExited { // that it runs may not be in the record yet
+			s.endOldExecs(c)
 		}
 		s.Background.Go("recover "+objectName(c.Key()), func(ctx context.Context) {
 			select {

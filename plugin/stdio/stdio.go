@@ -114,6 +114,9 @@ func New(ctx context.Context, cfg Config) (*IO, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("create stdio: %w", err)
 	}
+	if err := os.MkdirAll(filepath.Dir(cfg.Dir), 0o711); err != nil {
+		return nil, fmt.Errorf("create stdio: %w", err)
+	}
 	if err := makeFifos(cfg.Dir, cfg.Stdin, cfg.Terminal); err != nil {
 		return nil, fmt.Errorf("create stdio: %w", err)
 	}
@@ -288,9 +291,6 @@ func outputs(p runtime.IO) []string {
 
 func makeFifos(dir string, stdin, terminal bool) error {
 	if err := Remove(dir); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
