@@ -373,7 +373,7 @@ var serverKeys = []Key{
 	{Plugin: ServerPlugin, Path: "stream_server_port", Default: "0",
 		Doc: "Port of the streams, a number in quotes. \"0\" means any free one."},
 	{Plugin: ServerPlugin, Path: "stream_idle_timeout", Default: 4 * time.Hour,
-		Doc: "A stream without traffic for this long is closed."},
+		Doc: "A stream without traffic for this long is closed. \"0s\" means never."},
 	{Plugin: ServerPlugin, Path: "enable_tls_streaming", Default: false,
 		Doc: "Serve streams with TLS, with the key pair below or a self-signed one."},
 	{Plugin: ServerPlugin, Path: "x509_key_pair_streaming.tls_cert_file", Default: "",

@@ -13,7 +13,7 @@ type Server struct {
 	StreamAddress string
 	// StreamPort is 0 for any free port.
 	StreamPort uint16
-	// StreamIdleTimeout closes a stream without traffic.
+	// StreamIdleTimeout closes a stream without traffic; 0 is no limit.
 	StreamIdleTimeout time.Duration
 	StreamTLS         StreamTLS
 }

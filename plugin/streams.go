@@ -2,7 +2,9 @@ package plugin
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -89,15 +91,11 @@ func (s streams) Open(ctx context.Context, c record.Container, closeStdin contai
 }
 
 func (s streams) Reattach(ctx context.Context, c record.Container, closeStdin container.CloseStdin) (container.Stream, error) {
-	cfg := s.config(c, closeStdin)
-	io, err := stdio.Reattach(ctx, cfg)
-	if err != nil && !errdefs.IsNotFound(err) && cfg.LogPath != "" {
-		// A container whose output nobody takes stops when it next writes, so
-		// the output is taken even where it cannot be kept.
-		log.G(ctx).WithField("container", c.ID).WithError(err).Error("the container's log cannot be continued; its output is dropped")
-		cfg.LogPath = ""
-		io, err = stdio.Reattach(ctx, cfg)
+	// Where it is gone, nothing is kept of the main process, but others can be run.
+	if err := os.MkdirAll(filepath.Join(s.dir, c.ID), 0o700); err != nil {
+		return nil, err
 	}
+	io, err := stdio.Reattach(ctx, s.config(c, closeStdin))
 	if err != nil {
 		return nil, err
 	}
@@ -136,8 +134,36 @@ func (m mainStream) Drain(ctx context.Context) error {
 	return m.Wait(ctx, drainLimit)
 }
 
+// execPrefix is of the directories of execs, before their IDs.
+const execPrefix = "exec-"
+
 func (s streams) execConfig(containerID, execID string) stdio.ExecConfig {
-	return stdio.ExecConfig{Dir: filepath.Join(s.dir, containerID, "exec-"+execID)}
+	return stdio.ExecConfig{Dir: filepath.Join(s.dir, containerID, execPrefix+execID)}
+}
+
+func (s streams) Execs(containerID string) (ids []string, err error) {
+	entries, err := os.ReadDir(filepath.Join(s.dir, containerID))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, e := range entries {
+		if id, ok := strings.CutPrefix(e.Name(), execPrefix); ok {
+			ids = append(ids, id)
+		}
+	}
+	return ids, err
+}
+
+func (s streams) Left(ctx context.Context, containerID, execID string) (container.Session, error) {
+	dir := s.execConfig(containerID, execID).Dir
+	e, err := stdio.LeftExec(ctx, dir)
+	if errors.Is(err, fs.ErrNotExist) { // made or removed by half
+		return nil, errors.Join(stdio.Remove(dir), errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return session{e, stdio.Drain{}}, nil
 }
 
 func (s streams) Session(ctx context.Context, containerID, execID string, c container.Connection, closeStdin container.CloseStdin) (container.Session, error) {

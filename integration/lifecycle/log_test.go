@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/cri-client/pkg/logs"
 
@@ -269,6 +270,42 @@ func TestLOG_09_DaemonRestart(t *testing.T) {
 		t.Errorf("exit code %d", s.ExitCode)
 	}
 	t.Logf("%d lines over 4 kills", checkCounted(t, readLog(t, path)))
+}
+
+// TestLOG_09_LogComesBack: a log that cannot be continued after a restart, here
+// for a symbolic link on its way, is continued once it can, and until then a
+// rotation hears why not.
+func TestLOG_09_LogComesBack(t *testing.T) {
+	b := newBox(t)
+	c := b.script("app", "echo first; while ! [ -e /tmp/go ]; do sleep 0.05; done; echo second; sleep 1000")
+	c.LogPath = "app/0.log"
+	id := b.run(c)
+	b.logged(id, "first")
+	dir := filepath.Dir(b.status(id).LogPath)
+	away := dir + ".away"
+	b.Kill()
+	if err := errors.Join(os.Rename(dir, away), os.Symlink(away, dir)); err != nil {
+		t.Fatal(err)
+	}
+	b.Up()
+	reopen := func() error {
+		_, err := b.Runtime().ReopenContainerLog(t.Context(), &cri.ReopenContainerLogRequest{ContainerId: id})
+		return err
+	}
+	eventually(t, ample, func() error {
+		if err := reopen(); status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), "symlinks are refused") {
+			return fmt.Errorf("a log behind a symbolic link: %w", err)
+		}
+		return nil
+	})
+	if err := errors.Join(os.Remove(dir), os.Rename(away, dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := reopen(); err != nil {
+		t.Error(err)
+	}
+	b.Exec(id, "touch", "/tmp/go")
+	b.logged(id, "second")
 }
 
 // keptBox is a box with a directory in which a test gives its containers signs,

@@ -294,3 +294,45 @@ func TestRPC_17_MuchOutput(t *testing.T) {
 		}
 	}
 }
+
+// TestRPC_17_DaemonDies: the client of an exec goes with the daemon, so the next
+// daemon ends the command, and the runtime forgets it.
+func TestRPC_17_DaemonDies(t *testing.T) {
+	b := newBox(t)
+	id := b.run(b.sleeper("app"))
+	f := newFamily(families["children"])
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = b.Runtime().ExecSync(context.Background(), &cri.ExecSyncRequest{ContainerId: id, Cmd: f.command})
+	}()
+	eventually(t, ample, func() error { return f.started(b.pid(id)) })
+	execs := func() []string {
+		dirs, err := filepath.Glob(filepath.Join(b.State, "io.containerd.grpc.v1.cri", "io", id, "exec-*"))
+		if err != nil {
+			t.Error(err)
+		}
+		return dirs
+	}
+	if len(execs()) != 1 {
+		t.Errorf("the streams of the command are in %q", execs())
+	}
+	b.Kill()
+	<-ended
+	if err := noneMarked(f.mark); err == nil {
+		t.Error("the command ended with the daemon: nothing is tested")
+	}
+	b.Up()
+	eventually(t, ample, func() error {
+		if left := execs(); len(left) > 0 {
+			return fmt.Errorf("left: %q", left)
+		}
+		return noneMarked(f.mark)
+	})
+	if s := b.status(id); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container is %s", s.State)
+	}
+	if got := b.Exec(id, "echo", "next"); got != "next\n" {
+		t.Errorf("the next command says %q", got)
+	}
+}

@@ -158,6 +158,9 @@ type Task interface {
 	// otherwise.
 	Change(ctx context.Context, before, after *specs.Spec) error
 	Exec(ctx context.Context, req ExecRequest) (Exec, error)
+	// EndExec ends and forgets a process that Exec may have added although it
+	// did not return it, now or for an earlier daemon. None is fine.
+	EndExec(ctx context.Context, execID string, spec []byte) error
 }
 
 // ExecRequest describes a further process.
@@ -243,7 +246,8 @@ type Deps struct {
 
 // live is what memory holds of a container whose process may be running.
 type live struct {
-	stream Stream // guarded by Service.mu; nil while there is none yet
+	stream     Stream // guarded by Service.mu; nil while there is none yet
+	unstreamed bool   // guarded by Service.mu; there will be no other stream
 	// exited is closed when the exit is in the record.
 	exited chan struct{}
 	// silent is since when the runtime does not answer for it, zero while it
@@ -306,10 +310,23 @@ func (s *Service) enter(id string) *live {
 	return l
 }
 
-func (s *Service) setStream(l *live, stream Stream) {
+// setStream reports false when it is too late for that.
+func (s *Service) setStream(l *live, stream Stream) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if l.unstreamed {
+		return false
+	}
 	l.stream, l.silent = stream, time.Time{}
+	return true
+}
+
+// lastStream returns the stream that is to be closed; none follows it.
+func (s *Service) lastStream(l *live) Stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.unstreamed = true
+	return l.stream
 }
 
 // setSilent notes whether the runtime answers for a container.

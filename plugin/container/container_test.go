@@ -5,15 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/record"
+	"github.com/gantry-cri/gantry/plugin/runtime"
+	"github.com/gantry-cri/gantry/plugin/runtime/runtimetest"
 )
 
 // life creates, starts and removes a container that runs until it is killed.
@@ -147,6 +151,58 @@ func TestExits(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Streams that cannot be connected after a restart are connected later.
+func TestStreamsComeLate(t *testing.T) {
+	for _, fails := range []int64{3, 1000} {
+		t.Run(fmt.Sprint("after ", fails), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { streamsComeLate(t, fails) })
+		})
+	}
+}
+
+func streamsComeLate(t *testing.T, fails int64) {
+	w := newWorld(t)
+	d := w.start()
+	ctx := context.Background()
+	id := mustStart(t, d)
+	w.crash()
+	d.bg.Stop(ctx)
+	var tries atomic.Int64
+	w.strike = func(_ int, name string) (before, after error) {
+		if name != "reattach streams" {
+			return nil, nil
+		}
+		if tries.Add(1) > fails {
+			return nil, nil
+		}
+		return errStruck, nil
+	}
+	d = w.start()
+	<-d.Recover()
+	if err := d.ReopenLog(ctx, id); !errdefs.IsUnavailable(err) {
+		t.Errorf("reopen without streams: %v", err)
+	}
+	time.Sleep(time.Minute)
+	late := tries.Load() > fails
+	if err := d.ReopenLog(ctx, id); (err == nil) != late {
+		t.Errorf("reopen after %d tries: %v", tries.Load(), err)
+	}
+	w.runtime.Exit(id, 3)
+	synctest.Wait()
+	if got, err := d.Get(id); err != nil || got.ExitCode != 3 || (w.logged[id] > 0) != late {
+		t.Errorf("exit code %d, drained %d times, %v", got.ExitCode, w.logged[id], err)
+	}
+	if err := d.Remove(ctx, id); err != nil {
+		t.Error(err)
+	}
+	before := tries.Load()
+	time.Sleep(time.Hour)
+	if n := tries.Load() - before; n > 1 {
+		t.Errorf("%d tries after the end", n)
+	}
+	d.clean()
 }
 
 func mustStart(t *testing.T, d *daemon) string {
@@ -312,6 +368,70 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 	if err := d.Remove(ctx, id); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestExecsAreEnded: an exec that nobody has a hold on is taken away from the
+// runtime: one whose addition was answered with an error although it happened,
+// and one of an earlier daemon.
+func TestExecsAreEnded(t *testing.T) {
+	deletes := func(w *world) (n int) {
+		for _, c := range w.runtime.Calls() {
+			if c.Op == "execdelete" {
+				n++
+			}
+		}
+		return n
+	}
+	t.Run("lost", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			d := w.start()
+			id := mustStart(t, d)
+			w.runtime.Inject(runtimetest.Fault{Op: "exec", Nth: 1, After: true, Err: context.DeadlineExceeded})
+			w.runtime.Inject(runtimetest.Fault{Op: "process", Nth: 1, Err: errStruck})
+			if _, err := d.ExecSync(context.Background(), id, []string{"run"}, 0); err == nil {
+				t.Error("no error")
+			}
+			time.Sleep(time.Minute)
+			if n := deletes(w); n != 1 {
+				t.Errorf("deleted %d times", n)
+			}
+		})
+	})
+	t.Run("old", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			d := w.start()
+			ctx := context.Background()
+			id := mustStart(t, d)
+			alive := len(w.runtime.Alive())
+			task, err := runtime.New(w.runtime, w.runtime).Get(ctx, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, err := task.Exec(ctx, "old", runtime.ExecRequest{Process: &specs.Process{Args: []string{"run"}}})
+			if err == nil {
+				err = e.Start(ctx)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.mu.Lock()
+			w.execs[id] = []string{"old"}
+			w.mu.Unlock()
+			w.crash()
+			d.bg.Stop(ctx)
+			resume := w.runtime.Silence(w.pod.ID)
+			d = w.start()
+			<-d.Recover()
+			time.Sleep(time.Minute)
+			resume()
+			time.Sleep(time.Minute)
+			if n := len(w.runtime.Alive()); n != alive || deletes(w) != 1 {
+				t.Errorf("%d processes instead of %d, deleted %d times", n, alive, deletes(w))
+			}
+		})
+	})
 }
 
 func TestExecSync(t *testing.T) {

@@ -129,6 +129,7 @@ type execution struct {
 	process *specs.Process
 	spec    []byte // of the container
 	later   *lifecycle.Group
+	lost    func(context.Context) // ends it if the runtime knows it
 
 	exec     Exec          // once added
 	begun    chan struct{} // closed when its start has ended
@@ -137,8 +138,9 @@ type execution struct {
 }
 
 func (s *Service) execution(p *specs.Process, c record.Container) *execution {
+	id := record.NewID()
 	return &execution{
-		id: record.NewID(), process: p, spec: c.Spec, later: s.Background,
+		id: id, process: p, spec: c.Spec, later: s.Background, lost: func(ctx context.Context) { s.endExec(ctx, c, id) },
 		begun: make(chan struct{}), end: make(chan ending, 1),
 	}
 }
@@ -162,6 +164,8 @@ func (x *execution) run(ctx context.Context, task Task, session Session, resize 
 	var err error
 	x.exec, err = task.Exec(ctx, ExecRequest{ID: x.id, Process: x.process, IO: session.Endpoints(), Spec: x.spec})
 	if err != nil {
+		// What was answered may have been lost.
+		x.later.Go("end an exec that may be there", x.lost)
 		return record.Exit{}, err
 	}
 	x.later.Go("run an exec", x.live)
@@ -255,6 +259,47 @@ func (x *execution) kill(ctx context.Context) {
 func (x *execution) forget(ctx context.Context) {
 	if err := x.exec.Delete(ctx); err != nil {
 		log.G(ctx).WithError(err).Warn("forget an exec")
+	}
+}
+
+// endExec ends a process of a container that the runtime may know although
+// nobody here does. It takes as long as the container runs and there is no answer.
+func (s *Service) endExec(ctx context.Context, c record.Container, execID string) {
+	lifecycle.Retry(ctx, "end exec "+execID+" of container "+c.ID, retries, func() error {
+		if now, err := s.Store.Get(c.ID); err != nil || now.Phase == record.ContainerExited {
+			return nil // it ends with the container
+		}
+		task, err := s.Tasks.Get(ctx, c.ID)
+		if err == nil {
+			err = task.EndExec(ctx, execID, c.Spec)
+		}
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		return err
+	})
+}
+
+// endOldExecs ends what an earlier daemon ran in a container, as their clients
+// have gone with it. It is for before there are others.
+func (s *Service) endOldExecs(c record.Container) {
+	ids, err := s.Streams.Execs(c.ID)
+	if err != nil {
+		log.L.WithField("container", c.ID).WithError(err).Warn("look for execs of an earlier daemon")
+	}
+	for _, id := range ids {
+		log.L.WithFields(log.Fields{"container": c.ID, "exec": id}).Info("ending an exec of an earlier daemon")
+		s.Background.Go("end an exec of an earlier daemon", func(ctx context.Context) {
+			// A runtime that is about to start it waits for a reader.
+			streams, err := s.Streams.Left(ctx, c.ID, id)
+			if err != nil && !errdefs.IsNotFound(err) {
+				log.G(ctx).WithField("container", c.ID).WithError(err).Warn("take up the streams of an exec of an earlier daemon")
+			}
+			s.endExec(ctx, c, id)
+			if err == nil && ctx.Err() == nil {
+				closeSession(ctx, streams)
+			}
+		})
 	}
 }
 

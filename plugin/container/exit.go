@@ -95,8 +95,7 @@ func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit 
 	if reason == "" {
 		reason = s.reasonOf(ctx, c, exit)
 	}
-	stream := s.streamOf(l)
-	if stream != nil {
+	if stream := s.streamOf(l); stream != nil {
 		if err := stream.Drain(ctx); err != nil {
 			log.G(ctx).WithField("container", c.ID).WithError(err).Warn("not all output of an exited container is logged")
 		}
@@ -111,7 +110,7 @@ func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit 
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if stream != nil {
+	if stream := s.lastStream(l); stream != nil {
 		if err := stream.Close(ctx); err != nil {
 			log.G(ctx).WithField("container", c.ID).WithError(err).Warn("close streams")
 		}

@@ -24,7 +24,8 @@ var asks = lifecycle.Backoff{First: 200 * time.Millisecond, Last: 2 * time.Secon
 
 // Recover starts bringing every container back to what its record says, in the
 // background: one that runs is watched again, an exit that nobody saw is
-// recorded, and a creation that was cut off is released. The channel is closed
+// recorded, a creation that was cut off is released, and an exec whose client went
+// with the daemon is ended. It comes before any other call. The channel is closed
 // when each has been looked at once.
 //
 // Nothing is made or deleted here while the runtime does not answer for a
@@ -36,6 +37,9 @@ func (s *Service) Recover() <-chan struct{} {
 	for _, c := range all {
 		if c.Phase == record.ContainerRunning {
 			s.enter(c.ID)
+		}
+		if c.Phase != record.ContainerExited { // that it runs may not be in the record yet
+			s.endOldExecs(c)
 		}
 		s.Background.Go("recover "+objectName(c.Key()), func(ctx context.Context) {
 			select {
@@ -193,10 +197,39 @@ func (s *Service) attachStream(ctx context.Context, c record.Container) *live {
 	}
 	stream, err := s.Streams.Reattach(ctx, c, s.closeStdin(c.ID))
 	if err != nil {
-		log.G(ctx).WithField("container", c.ID).WithError(err).Error("go on with the container's log")
+		log.G(ctx).WithField("container", c.ID).WithError(err).Error("go on with the container's streams")
 		s.setSilent(l, false)
+		if !errdefs.IsNotFound(err) {
+			s.Background.Go("connect streams of "+objectName(c.Key()), func(ctx context.Context) {
+				lifecycle.Retry(ctx, "connect streams of container "+c.ID, retries, func() error { return s.attachLate(ctx, c, l) })
+			})
+		}
 		return l
 	}
 	s.setStream(l, stream)
 	return l
+}
+
+// attachLate goes on with the output of a container that has none connected,
+// unless it has ended meanwhile.
+func (s *Service) attachLate(ctx context.Context, c record.Container, l *live) error {
+	done, err := s.turns.Take(ctx, c.ID)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if now, ok := s.lookup(c.ID); !ok || now != l || s.streamOf(l) != nil {
+		return nil
+	}
+	stream, err := s.Streams.Reattach(ctx, c, s.closeStdin(c.ID))
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !s.setStream(l, stream) {
+		return stream.Close(ctx)
+	}
+	return nil
 }

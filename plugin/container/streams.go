@@ -27,6 +27,11 @@ type Streams interface {
 	// Session makes the streams of an exec that a client is connected to, and
 	// begins to copy.
 	Session(ctx context.Context, containerID, execID string, c Connection, closeStdin CloseStdin) (Session, error)
+	// Execs are the IDs of the execs of a container that have streams.
+	Execs(containerID string) ([]string, error)
+	// Left takes up the streams of an exec that an earlier daemon ran, to be
+	// closed after its end. NotFound means that there are none.
+	Left(ctx context.Context, containerID, execID string) (Session, error)
 }
 
 // Connection is a client's side of streams; nil is not connected. With TTY

@@ -51,7 +51,8 @@ type world struct {
 	fifos  map[string]bool
 	files  map[string]bool
 	oom    map[string]bool
-	logged map[string]int // drains by container
+	execs  map[string][]string // that have streams, by container
+	logged map[string]int      // drains by container
 	names  []string
 	told   []facts.PluginEvent
 	strike func(n int, name string) (before, after error)
@@ -60,7 +61,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, disk: storetest.NewMemory(), runtime: runtimetest.New(), pod: storetest.Sandbox("p", 0),
-		layers: map[string]bool{}, views: map[string]bool{}, volume: map[string]bool{}, files: map[string]bool{}, fifos: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}}
+		layers: map[string]bool{}, views: map[string]bool{}, volume: map[string]bool{}, files: map[string]bool{}, fifos: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}, execs: map[string][]string{}}
 	w.pod.Phase, w.pod.Instance.Address = record.Ready, ""
 	if err := w.disk.Write(context.Background(), store.Change{PutSandbox: &w.pod, Create: true}); err != nil {
 		t.Fatal(err)
@@ -383,10 +384,16 @@ func (x streams) Open(_ context.Context, c record.Container, _ container.CloseSt
 }
 
 func (x streams) Reattach(_ context.Context, c record.Container, _ container.CloseStdin) (container.Stream, error) {
-	x.d.w.mu.Lock()
-	defer x.d.w.mu.Unlock()
-	if !x.d.w.fifos[c.ID] {
-		return nil, errdefs.ErrNotFound
+	err := x.d.w.effect(x.d.life, "reattach streams", func() error {
+		x.d.w.mu.Lock()
+		defer x.d.w.mu.Unlock()
+		if !x.d.w.fifos[c.ID] {
+			return errdefs.ErrNotFound
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return stream{x.d, c.ID}, nil
 }
@@ -400,6 +407,16 @@ func (x streams) Session(context.Context, string, string, container.Connection, 
 }
 
 func (x streams) Capture(context.Context, string, string) (container.Capture, error) {
+	return silence{}, nil
+}
+
+func (x streams) Execs(id string) ([]string, error) {
+	x.d.w.mu.Lock()
+	defer x.d.w.mu.Unlock()
+	return x.d.w.execs[id], nil
+}
+
+func (x streams) Left(context.Context, string, string) (container.Session, error) {
 	return silence{}, nil
 }
 

@@ -15,6 +15,9 @@ import (
 // chunk is the most that one step moves out of a FIFO.
 const chunk = 128 << 10
 
+// lineWait is how long a log that can go on waits for a new line to do so.
+const lineWait = time.Second
+
 var chunks = sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
 
 // Copy moves what comes out of f into the log until f ends, and returns nil
@@ -22,7 +25,7 @@ var chunks = sync.Pool{New: func() any { b := make([]byte, chunk); return &b }}
 // error when f or the log is closed; the next Copy of the same stream
 // continues there. obs may be nil.
 func (l *Log) Copy(s Stream, f *Fifo, obs Observer) error {
-	c := &copier{log: l, stream: s, fifo: f, obs: obs, journal: l.journals[s]}
+	c := &copier{log: l, stream: s, fifo: f, obs: obs}
 	step := c.step
 	if l.discard {
 		step = c.discard
@@ -32,7 +35,7 @@ func (l *Log) Copy(s Stream, f *Fifo, obs Observer) error {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			if !l.discard {
-				c.journal.ended.Store(true)
+				l.ended[s].Store(true)
 				l.notify()
 			}
 			return nil
@@ -48,13 +51,18 @@ type copier struct {
 	stream  Stream
 	fifo    *Fifo
 	obs     Observer
-	journal *journal
+	journal *journal // nil until the log is open
 
 	dropping bool      // output is thrown away until there is room and a new line
+	well     time.Time // since when only the new line is missing
+	skipped  int       // bytes thrown away since then
 	refused  time.Time // when the journal itself began to refuse data
 }
 
 func (c *copier) step() error {
+	if err := c.waitForLog(); err != nil {
+		return err
+	}
 	if err := c.waitForRoom(); err != nil {
 		return err
 	}
@@ -107,9 +115,38 @@ func (c *copier) show(at int64, n int) {
 	}
 }
 
+// waitForLog returns when the log is open or output is to be dropped.
+func (c *copier) waitForLog() error {
+	if c.isOpen() || c.dropping {
+		return nil
+	}
+	stall := time.NewTimer(c.log.opts.Stall)
+	defer stall.Stop()
+	select {
+	case <-c.log.opened:
+		c.isOpen()
+	case <-stall.C:
+		c.dropping = true
+	case <-c.log.quit:
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// isOpen reports whether there is a journal, and has the copier use it.
+func (c *copier) isOpen() bool {
+	select {
+	case <-c.log.opened:
+		c.journal = c.log.journals[c.stream]
+		return true
+	default:
+		return false
+	}
+}
+
 // waitForRoom returns when the journal has room or output is to be dropped.
 func (c *copier) waitForRoom() error {
-	if c.journal.room() > 0 || c.dropping {
+	if c.dropping || c.journal.room() > 0 {
 		select {
 		case <-c.log.quit:
 			return os.ErrClosed
@@ -157,9 +194,14 @@ func (c *copier) waitForMemory() error {
 }
 
 // startDropping ends the line at hand, so that it does not run into the one
-// that follows the gap.
+// that follows the gap. While the log is not open yet that has to wait.
 func (c *copier) startDropping() {
 	c.dropping = true
+	c.endLine()
+}
+
+// endLine completes the last line of the journal.
+func (c *copier) endLine() {
 	j := c.journal
 	end := j.end.Load()
 	if end == j.pos.Load() {
@@ -173,8 +215,7 @@ func (c *copier) startDropping() {
 	}
 }
 
-// drop reads and counts output instead of keeping it, and stops doing so at
-// the first newline after half of the journal is free again.
+// drop reads and counts output instead of keeping it, until the log can go on.
 func (c *copier) drop() error {
 	b := chunks.Get().(*[]byte)
 	defer chunks.Put(b)
@@ -186,16 +227,38 @@ func (c *copier) drop() error {
 	if c.watched() {
 		c.obs.Observe(c.stream, p)
 	}
-	if c.journal.room() > c.journal.bound/2 && !c.log.failing.Load() {
-		if i := bytes.IndexByte(p, '\n'); i >= 0 && c.journal.append(p[i+1:]) == nil {
-			c.dropping, c.refused = false, time.Time{}
+	if i := c.goesOn(p); i >= 0 {
+		c.endLine()
+		if c.journal.append(p[i:]) == nil {
+			c.dropping, c.refused, c.well = false, time.Time{}, time.Time{}
 			c.log.notify()
-			p = p[:i+1]
+			p = p[:i]
 		}
 	}
 	c.log.lostBytes.Add(uint64(len(p)))
 	c.log.lostLines.Add(uint64(bytes.Count(p, []byte{'\n'})))
 	return nil
+}
+
+// goesOn is where in p the log goes on, -1 for not yet: once half of the journal
+// is free at the first new line, or anywhere if none comes, as there are
+// programs that write none.
+func (c *copier) goesOn(p []byte) int {
+	if !c.isOpen() || c.journal.room() <= c.journal.bound/2 || c.log.failing.Load() {
+		c.well = time.Time{}
+		return -1
+	}
+	if c.well.IsZero() {
+		c.well, c.skipped = time.Now(), 0
+	}
+	if i := bytes.IndexByte(p, '\n'); i >= 0 {
+		return i + 1
+	}
+	if c.skipped > c.log.opts.MaxLine || time.Since(c.well) > lineWait {
+		return 0
+	}
+	c.skipped += len(p)
+	return -1
 }
 
 func isFull(err error) bool {

@@ -24,11 +24,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 )
 
 // Stream is one of the two outputs of a container.
@@ -78,6 +80,7 @@ const (
 	defaultJournal = 1 << 20
 	defaultStall   = 10 * time.Second
 	retryAfter     = 200 * time.Millisecond
+	resumeAfter    = 10 * time.Second // at most, see Resume
 	closeWait      = 5 * time.Second
 	// recordRoom is more than the timestamp, stream and tag of a record take.
 	recordRoom = 64
@@ -122,11 +125,14 @@ type Observer interface {
 // Log is the log of one container. Its methods may be called concurrently,
 // Copy once per stream.
 type Log struct {
-	opts     Options
-	discard  bool
-	journals [streams]*journal
+	opts    Options
+	discard bool
 
-	failing   atomic.Bool // the last write to the log file failed
+	opened   chan struct{}     // closed when there are journals
+	journals [streams]*journal // once opened
+
+	ended     [streams]atomic.Bool // nothing will follow what the journal has
+	failing   atomic.Bool          // the last write to the log file failed
 	lostBytes atomic.Uint64
 	lostLines atomic.Uint64
 
@@ -148,8 +154,37 @@ type request struct {
 // belongs on tmpfs. path is absolute; when it is empty the output is thrown
 // away and only observers see it. One directory has one open Log at a time.
 func Open(dir, path string, opts Options) (*Log, error) {
+	l, err := newLog(path, opts)
+	if err != nil || l.discard {
+		return l, err
+	}
+	w, err := l.openWriter(dir, path)
+	if err != nil {
+		return nil, fmt.Errorf("open log %s: %w", path, err)
+	}
+	close(l.opened)
+	l.notify()
+	go w.run()
+	return l, nil
+}
+
+// Resume is Open for a container that runs already, which is neither to wait
+// for its log nor to go without one: it returns at once, and what cannot be
+// opened is tried again until Close, and at once for Reopen and Flush. Meanwhile
+// the output stays in the FIFO, for Options.Stall at most; then it is dropped
+// and counted. A state that makes no sense is given up for a new one.
+func Resume(dir, path string, opts Options) (*Log, error) {
+	l, err := newLog(path, opts)
+	if err == nil && !l.discard {
+		go l.resume(dir, path)
+	}
+	return l, err
+}
+
+func newLog(path string, opts Options) (*Log, error) {
 	l := &Log{
 		opts:     opts.withDefaults(),
+		opened:   make(chan struct{}),
 		wake:     make(chan struct{}, 1),
 		requests: make(chan request),
 		quit:     make(chan struct{}),
@@ -163,13 +198,61 @@ func Open(dir, path string, opts Options) (*Log, error) {
 	if err := checkPath(path, l.opts.Root); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	w, err := l.openWriter(dir, path)
-	if err != nil {
-		return nil, fmt.Errorf("open log %s: %w", path, err)
+	return l, nil
+}
+
+// resume opens the log, however long that takes, and writes it.
+func (l *Log) resume(dir, path string) {
+	retry := time.NewTimer(0)
+	defer retry.Stop()
+	wait := retryAfter
+	for failed := false; ; failed = true {
+		var asked *request // waits for this attempt
+		select {
+		case <-l.quit:
+			close(l.done)
+			return
+		case r := <-l.requests:
+			asked = &r
+		case <-retry.C:
+		}
+		w, err := l.openAgain(dir, path)
+		if err == nil {
+			l.goOn(w, asked)
+			return
+		}
+		if asked != nil {
+			asked.reply <- fmt.Errorf("continue it after the daemon's restart: %w", err)
+		}
+		if !failed {
+			log.L.WithField("path", path).WithError(err).Error("the log of a container cannot be continued: will be tried again")
+		}
+		retry.Reset(wait)
+		wait = min(2*wait, resumeAfter)
+	}
+}
+
+// goOn writes a log that was resumed, after the request that waited for that.
+func (l *Log) goOn(w *writer, asked *request) {
+	close(l.opened)
+	if asked != nil {
+		asked.reply <- asked.do(w)
 	}
 	l.notify()
-	go w.run()
-	return l, nil
+	w.run()
+}
+
+// openAgain opens what an earlier daemon left.
+func (l *Log) openAgain(dir, path string) (*writer, error) {
+	w, err := l.openWriter(dir, path)
+	if !errdefs.IsDataLoss(err) {
+		return w, err
+	}
+	log.L.WithField("path", path).WithError(err).Error("the log of a container goes on without what was last on its way to it")
+	if err := os.RemoveAll(dir); err != nil {
+		return nil, err
+	}
+	return l.openWriter(dir, path)
 }
 
 // openWriter opens state, journals and log file and makes them agree.
@@ -195,11 +278,11 @@ func (l *Log) openWriter(dir, path string) (_ *writer, err error) {
 		}
 		l.journals[s] = j
 	}
-	l.lostBytes.Store(cur.lostBytes)
-	l.lostLines.Store(cur.lostLines)
 	if err := w.recover(cur, fresh); err != nil {
 		return nil, err
 	}
+	l.lostBytes.Add(cur.lostBytes)
+	l.lostLines.Add(cur.lostLines)
 	return w, nil
 }
 
@@ -272,12 +355,15 @@ func (l *Log) Lost() Lost {
 // Behind says that a container's output waits for the log file to take what
 // came before.
 func (l *Log) Behind() bool {
-	for _, j := range l.journals {
-		if j != nil && j.room() <= 0 {
-			return true
-		}
+	if l.discard {
+		return false
 	}
-	return false
+	select {
+	case <-l.opened:
+	default:
+		return true
+	}
+	return slices.ContainsFunc(l.journals[:], func(j *journal) bool { return j.room() <= 0 })
 }
 
 // Close ends the writer after the write at hand and keeps the state: Open

@@ -72,8 +72,13 @@ func (r *rig) fifo(s Stream) string { return filepath.Join(r.state, "fifo-"+s.St
 
 func (r *rig) start(opts Options) {
 	r.t.Helper()
+	r.startWith(Open, opts)
+}
+
+func (r *rig) startWith(open func(dir, path string, _ Options) (*Log, error), opts Options) {
+	r.t.Helper()
 	var err error
-	if r.log, err = Open(filepath.Join(r.state, "journal"), r.path, opts); err != nil {
+	if r.log, err = open(filepath.Join(r.state, "journal"), r.path, opts); err != nil {
 		r.t.Fatal(err)
 	}
 	for s := range streams {
@@ -315,6 +320,97 @@ func TestOneWriterPerState(t *testing.T) {
 	if _, err := Open(filepath.Join(r.state, "journal"), r.path, Options{}); !errdefs.IsFailedPrecondition(err) {
 		t.Fatalf("second Open: %v", err)
 	}
+}
+
+// TestResume: a log that cannot be continued at first goes on when it can.
+func TestResume(t *testing.T) {
+	// kept is a log in a directory that is not there, after a first life.
+	kept := func(t *testing.T, opts Options) (r *rig, putBack func()) {
+		r = newRig(t, opts)
+		r.write(Stdout, "one\ntw")
+		waitFor(t, "the first line", func() bool { out, _ := read(t, r.path); return out == "one\n" })
+		r.stop()
+		dir := filepath.Dir(r.path)
+		if err := errors.Join(os.Rename(dir, dir+".away"), os.Symlink(dir+".away", dir)); err != nil {
+			t.Fatal(err)
+		}
+		opts.Root = filepath.Dir(dir)
+		r.startWith(Resume, opts)
+		return r, func() {
+			if err := errors.Join(os.Remove(dir), os.Rename(dir+".away", dir)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Run("soon", func(t *testing.T) {
+		r, putBack := kept(t, Options{Stall: time.Hour})
+		r.write(Stdout, "o\nthree")
+		if err := r.log.Reopen(t.Context(), r.path); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("reopen behind a symlink: %v", err)
+		}
+		putBack()
+		r.exit()
+		if out, _ := read(t, r.path); out != "one\ntwo\nthree" {
+			t.Errorf("the log says %q", out)
+		}
+		if lost := r.log.Lost(); lost.Bytes != 0 {
+			t.Errorf("lost %+v", lost)
+		}
+	})
+	t.Run("late", func(t *testing.T) {
+		r, putBack := kept(t, Options{Stall: time.Millisecond})
+		r.write(Stdout, "o\nthree\n")
+		waitFor(t, "a loss", func() bool { return r.log.Lost() == Lost{Bytes: 8, Lines: 2} })
+		putBack()
+		if err := r.log.Reopen(t.Context(), r.path); err != nil {
+			t.Error(err)
+		}
+		r.write(Stdout, "fo\nfour\n")
+		r.exit()
+		if out, _ := read(t, r.path); out != "one\ntw\nfour\n" {
+			t.Errorf("the log says %q", out)
+		}
+	})
+	t.Run("never", func(t *testing.T) {
+		r, _ := kept(t, Options{Stall: time.Millisecond})
+		r.write(Stdout, "o\n")
+		r.shim[Stdout].Close()
+		r.fifos[Stdout].Exited()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		if err := r.log.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("flush: %v", err)
+		}
+	})
+	t.Run("two writers", func(t *testing.T) {
+		r := newRig(t, Options{Stall: time.Hour})
+		first := r.log
+		for _, f := range r.fifos {
+			f.Close()
+		}
+		r.copies.Wait()
+		r.startWith(Resume, Options{Stall: time.Hour})
+		r.write(Stdout, "one\n")
+		if err := first.Close(); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the line", func() bool { out, _ := read(t, r.path); return out == "one\n" })
+	})
+	t.Run("no sense", func(t *testing.T) {
+		r := newRig(t, Options{})
+		r.write(Stdout, "one\n")
+		waitFor(t, "the first line", func() bool { out, _ := read(t, r.path); return out == "one\n" })
+		r.stop()
+		if err := os.WriteFile(filepath.Join(r.state, "journal", "state"), bytes.Repeat([]byte{7}, stateSize), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r.startWith(Resume, Options{})
+		r.write(Stdout, "two\n")
+		r.exit()
+		if out, _ := read(t, r.path); out != "one\ntwo\n" {
+			t.Errorf("the log says %q", out)
+		}
+	})
 }
 
 func TestRotationUnderLoad(t *testing.T) {
@@ -589,6 +685,43 @@ func TestStalledDisk(t *testing.T) {
 	r.start(Options{})
 	if got := r.log.Lost(); got.Bytes < lost.Bytes {
 		t.Errorf("the count went from %+v to %+v over a restart", lost, got)
+	}
+}
+
+// TestNoNewline: the log of a program that writes no lines goes on, too.
+func TestNoNewline(t *testing.T) {
+	for name, row := range map[string]struct {
+		opts  Options
+		piece int
+	}{
+		"much":   {Options{MaxLine: 1024, Journal: 16 << 10, Stall: time.Second}, 4096},
+		"little": {Options{MaxLine: 256 << 10, Stall: time.Second}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, row.opts)
+			started, release, held := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+			go func() {
+				held <- r.log.call(context.Background(), func(*writer) error { close(started); <-release; return nil })
+			}()
+			<-started
+			for r.log.Lost().Bytes == 0 {
+				r.write(Stdout, strings.Repeat("x", 10_000))
+			}
+			end := r.log.journals[Stdout].end.Load()
+			close(release)
+			if err := <-held; err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "the log to go on", func() bool {
+				r.write(Stdout, strings.Repeat("y", row.piece))
+				return r.log.journals[Stdout].end.Load() > end
+			})
+			r.write(Stdout, "z")
+			r.exit()
+			if out, _ := read(t, r.path); !strings.HasSuffix(out, "yz") {
+				t.Errorf("the log ends with %q", out[max(0, len(out)-20):])
+			}
+		})
 	}
 }
 

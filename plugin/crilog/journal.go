@@ -25,9 +25,8 @@ type journal struct {
 	raw   syscall.RawConn // of file
 	bound int64
 
-	end   atomic.Int64 // the size of the file
-	pos   atomic.Int64 // formatted and committed up to here
-	ended atomic.Bool  // nothing will follow end
+	end atomic.Int64 // the size of the file
+	pos atomic.Int64 // formatted and committed up to here
 
 	progress chan struct{} // capacity 1: pos moved, or the log began to fail
 

@@ -101,7 +101,7 @@ func (w *writer) flush() error {
 // step formats what one journal has, appends it to the log file and commits.
 func (w *writer) step(s Stream, b *buffers) (wrote bool, err error) {
 	j := w.log.journals[s]
-	ended := j.ended.Load() // before end: then end is the last one
+	ended := w.log.ended[s].Load() // before end: then end is the last one
 	in, err := w.pending(j, b, ended)
 	if err != nil || len(in) == 0 {
 		return false, err

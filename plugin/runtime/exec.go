@@ -57,6 +57,42 @@ func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec,
 	return &Exec{rt: rt, name: name, cgs: t.tasks.cgs, group: group, mark: mark}, nil
 }
 
+// EndExec ends and forgets a process that Exec may have added although nobody
+// got it: its answer was lost, or an earlier daemon asked for it. None is fine.
+// What a process left that has ended by itself stays, as ever.
+func (t *Task) EndExec(ctx context.Context, execID string, spec []byte) error {
+	e := &Exec{name: t.ID() + "/" + execID, cgs: t.tasks.cgs}
+	var err error
+	if e.group, err = ownCgroup(t.ID(), spec); err != nil {
+		return fmt.Errorf("end exec %s: %w", e.name, err)
+	}
+	err = bounded(ctx, "find exec", e.name, queryLimit, func(ctx context.Context) (err error) {
+		e.rt, err = t.rt.Process(ctx, execID)
+		return err
+	})
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	s, err := e.State(ctx)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	if s.Status == Running {
+		if e.mark, err = markOn(int(s.Pid)); err != nil && !errors.Is(err, errEnded) {
+			return fmt.Errorf("end exec %s: %w", e.name, err)
+		}
+		if err := e.End(ctx); err != nil {
+			return err
+		}
+		limited, cancel := context.WithTimeout(ctx, signalLimit)
+		defer cancel()
+		if _, err := e.Wait(limited); err != nil {
+			return err
+		}
+	}
+	return e.Delete(ctx)
+}
+
 // ID names the process within its container.
 func (e *Exec) ID() string { return e.rt.ID() }
 

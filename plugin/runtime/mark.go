@@ -126,15 +126,22 @@ func killMarked(pid int, m Mark) (bool, error) {
 		return false, ended(err)
 	}
 	defer unix.Close(fd)
-	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
-	if err != nil {
-		return false, ended(err)
-	}
-	if found, ok := parseMark(limits); !ok || found != m {
-		return false, nil
+	if found, err := markOn(pid); err != nil || found != m {
+		return false, err
 	}
 	err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
 	return err == nil, ended(err)
+}
+
+// markOn is the mark that a process has, 0 for none. With errEnded there is no
+// process.
+func markOn(pid int) (Mark, error) {
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	if err != nil {
+		return 0, ended(err)
+	}
+	m, _ := parseMark(limits)
+	return m, nil
 }
 
 // ended is errEnded for an error that says so.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -34,7 +36,8 @@ const hangUpDelay = time.Second
 
 // ExecConfig says what streams an exec has.
 type ExecConfig struct {
-	// Dir is for this exec alone; it is made with mode 0700.
+	// Dir is for this exec alone; it is made with mode 0700, in a directory that
+	// must be there.
 	Dir      string
 	Terminal bool
 	// Streams are the ends of the client. Output for a nil one is thrown away;
@@ -60,18 +63,41 @@ type Exec struct {
 
 // NewExec makes the FIFOs and begins to copy. When ctx ends no more input is
 // taken. Output is taken until Close: a shim that opens a FIFO which nobody
-// reads would wait in vain, and hear of no signal meanwhile.
+// reads would wait in vain, and hear of no signal meanwhile. NotFound means that
+// the directory above Dir is gone, and with it the container.
 func NewExec(ctx context.Context, cfg ExecConfig) (*Exec, error) {
 	if cfg.Stdin != nil && cfg.CloseStdin == nil {
 		return nil, fmt.Errorf("create exec stdio: stdin needs a way to be closed: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := makeFifos(cfg.Dir, cfg.Stdin != nil, cfg.Terminal); err != nil {
+	err := makeFifos(cfg.Dir, cfg.Stdin != nil, cfg.Terminal)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("create exec stdio: the container is gone: %w: %w", errdefs.ErrNotFound, err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("create exec stdio: %w", err)
 	}
-	e := &Exec{cfg: cfg, drained: make(chan struct{})}
-	var err error
-	if e.fifos, err = openOutputs(e.Paths()); err != nil {
+	e, err := openExec(ctx, cfg)
+	if err != nil {
 		return nil, fmt.Errorf("create exec stdio: %w", errors.Join(err, Remove(cfg.Dir)))
+	}
+	return e, nil
+}
+
+// LeftExec takes up the FIFOs that NewExec made in an earlier life of the
+// daemon, and throws the output away until Close: it is for the end of the exec.
+func LeftExec(ctx context.Context, dir string) (*Exec, error) {
+	_, err := os.Stat(paths(dir, false, false).Stderr)
+	e, err := openExec(ctx, ExecConfig{Dir: dir, Terminal: errors.Is(err, fs.ErrNotExist)})
+	if err != nil {
+		return nil, fmt.Errorf("take up exec stdio: %w", err)
+	}
+	return e, nil
+}
+
+func openExec(ctx context.Context, cfg ExecConfig) (_ *Exec, err error) {
+	e := &Exec{cfg: cfg, drained: make(chan struct{})}
+	if e.fifos, err = openOutputs(e.Paths()); err != nil {
+		return nil, err
 	}
 	ctx, e.cancel = context.WithCancel(ctx)
 	var copies sync.WaitGroup

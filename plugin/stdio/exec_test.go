@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -257,5 +258,45 @@ func TestExecSlowClient(t *testing.T) {
 	}
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestExecOfARemovedContainer: it does not bring the container's directory back.
+func TestExecOfARemovedContainer(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "container")
+	if _, err := NewExec(t.Context(), ExecConfig{Dir: filepath.Join(dir, "exec")}); !errdefs.IsNotFound(err) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("%s: %v", dir, err)
+	}
+}
+
+// TestLeftExec: what an exec of an earlier daemon writes is taken until it ends.
+func TestLeftExec(t *testing.T) {
+	for _, terminal := range []bool{false, true} {
+		t.Run(fmt.Sprint("terminal ", terminal), func(t *testing.T) {
+			baseline(t)
+			dir := filepath.Join(t.TempDir(), "exec")
+			if err := makeFifos(dir, true, terminal); err != nil {
+				t.Fatal(err)
+			}
+			e, err := LeftExec(t.Context(), dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := startShim(t, paths(dir, true, terminal)) // which waits for a reader
+			s.say(strings.Repeat("more than a pipe holds\n", 50_000))
+			s.exit()
+			if err := e.Close(); err != nil {
+				t.Error(err)
+			}
+			if _, err := os.Stat(dir); !os.IsNotExist(err) {
+				t.Errorf("%s: %v", dir, err)
+			}
+			if _, err := LeftExec(t.Context(), dir); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("of nothing: %v", err)
+			}
+		})
 	}
 }

@@ -114,10 +114,13 @@ func New(ctx context.Context, cfg Config) (*IO, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("create stdio: %w", err)
 	}
+	if err := os.MkdirAll(filepath.Dir(cfg.Dir), 0o711); err != nil {
+		return nil, fmt.Errorf("create stdio: %w", err)
+	}
 	if err := makeFifos(cfg.Dir, cfg.Stdin, cfg.Terminal); err != nil {
 		return nil, fmt.Errorf("create stdio: %w", err)
 	}
-	o, err := open(ctx, cfg)
+	o, err := open(ctx, cfg, crilog.Open)
 	if err != nil {
 		return nil, fmt.Errorf("create stdio: %w", errors.Join(err, Remove(cfg.Dir)))
 	}
@@ -125,7 +128,8 @@ func New(ctx context.Context, cfg Config) (*IO, error) {
 }
 
 // Reattach takes up the FIFOs and the log that New made in an earlier life of
-// the daemon. When the container has exited meanwhile, call Exited, or Wait.
+// the daemon. When the container has exited meanwhile, call Exited, or Wait. A
+// log that cannot be continued now is tried again, see crilog.Resume.
 func Reattach(ctx context.Context, cfg Config) (*IO, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("reattach stdio: %w", err)
@@ -133,7 +137,7 @@ func Reattach(ctx context.Context, cfg Config) (*IO, error) {
 	if _, err := os.Stat(cfg.Dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("reattach stdio: %s is gone: %w", cfg.Dir, errdefs.ErrNotFound)
 	}
-	o, err := open(ctx, cfg)
+	o, err := open(ctx, cfg, crilog.Resume)
 	if err != nil {
 		return nil, fmt.Errorf("reattach stdio: %w", err)
 	}
@@ -153,7 +157,7 @@ func Remove(dir string) error {
 	return nil
 }
 
-func open(ctx context.Context, cfg Config) (_ *IO, err error) {
+func open(ctx context.Context, cfg Config, openLog func(dir, path string, _ crilog.Options) (*crilog.Log, error)) (_ *IO, err error) {
 	if cfg.AttachBuffer <= 0 {
 		cfg.AttachBuffer = defaultAttachBuffer
 	}
@@ -165,7 +169,7 @@ func open(ctx context.Context, cfg Config) (_ *IO, err error) {
 	if o.fifos, err = openOutputs(p); err != nil {
 		return nil, err
 	}
-	if o.log, err = crilog.Open(filepath.Join(cfg.Dir, "journal"), cfg.LogPath, cfg.Log); err != nil {
+	if o.log, err = openLog(filepath.Join(cfg.Dir, "journal"), cfg.LogPath, cfg.Log); err != nil {
 		closeFifos(o.fifos)
 		return nil, err
 	}
@@ -287,9 +291,6 @@ func outputs(p runtime.IO) []string {
 
 func makeFifos(dir string, stdin, terminal bool) error {
 	if err := Remove(dir); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o711); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {

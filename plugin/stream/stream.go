@@ -69,12 +69,13 @@ func ExitStatus(code int) error {
 	return utilexec.CodeExitError{Err: fmt.Errorf("command exited with code %d", code), Code: code}
 }
 
-// Config of a Server. Zero durations mean the default.
+// Config of a Server.
 type Config struct {
 	// Address and Port to listen on. Port "0" lets the kernel choose; without an
 	// address all are listened on, and URLs name one of the machine.
 	Address, Port string
-	// IdleTimeout ends a session over which nothing went. Default 4 h.
+	// IdleTimeout ends a session over which nothing went. Zero, or less, is no
+	// limit.
 	IdleTimeout time.Duration
 	// CreationTimeout is how long a client may take to make its streams.
 	// Default 30 s.
@@ -84,7 +85,6 @@ type Config struct {
 }
 
 const (
-	defaultIdle   = 4 * time.Hour
 	headerTimeout = 30 * time.Second
 	keepAlive     = time.Minute
 	maxHeader     = 64 << 10
@@ -117,9 +117,7 @@ type Server struct {
 // New listens and returns a server that hands out URLs; they work once Serve
 // runs.
 func New(cfg Config, rt Runtime) (*Server, error) {
-	if cfg.IdleTimeout <= 0 {
-		cfg.IdleTimeout = defaultIdle
-	}
+	cfg.IdleTimeout = max(cfg.IdleTimeout, 0) // the protocols disagree about less
 	if cfg.CreationTimeout <= 0 {
 		cfg.CreationTimeout = remotecommand.DefaultStreamCreationTimeout
 	}

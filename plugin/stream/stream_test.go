@@ -559,6 +559,39 @@ func TestIdleTimeout(t *testing.T) {
 	}
 }
 
+// TestNoIdleTimeout: what stock containerd passes on for "0s", and for less what
+// it means at best.
+func TestNoIdleTimeout(t *testing.T) {
+	baseline(t)
+	for name, client := range clients {
+		for _, idle := range []time.Duration{0, -time.Second} {
+			t.Run(fmt.Sprint(name, " ", idle), func(t *testing.T) {
+				f := newFake()
+				s := serve(t, Config{IdleTimeout: idle}, f)
+				if s.cfg.IdleTimeout != 0 {
+					t.Errorf("sessions may be idle for %s only", s.cfg.IdleTimeout)
+				}
+				ctx, cancel := context.WithCancel(within(t))
+				ended := make(chan error, 1)
+				u := execURL(t, s, &cri.ExecRequest{Cmd: []string{"hang"}, Stdout: true})
+				go func() {
+					ended <- client(t, &rest.Config{}, u).StreamWithContext(ctx, remotecommand.StreamOptions{Stdout: io.Discard})
+				}()
+				waitFor(t, "the session", func() bool { return f.active.Load() == 1 })
+				select {
+				case err := <-ended:
+					t.Errorf("an idle session ended: %v", err)
+					cancel()
+				case <-time.After(300 * time.Millisecond):
+					cancel()
+					<-ended
+				}
+				waitFor(t, "the end of the session", func() bool { return f.ended.Load() == 1 })
+			})
+		}
+	}
+}
+
 // TestClientWithoutStreams upgrades the connection and then does nothing.
 func TestClientWithoutStreams(t *testing.T) {
 	baseline(t)

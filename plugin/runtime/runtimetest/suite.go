@@ -46,6 +46,7 @@ func Suite(t *testing.T, open func(t *testing.T) Subject) {
 		"wait by many":      testWaitByMany,
 		"exec":              testExec,
 		"exec after exit":   testExecAfterExit,
+		"exec of nobody":    testEndExec,
 		"pids":              testPids,
 		"pod shares a shim": testPod,
 		"release":           testRelease,
@@ -234,6 +235,40 @@ func testExec(t *testing.T, b bench) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+func testEndExec(t *testing.T, b bench) {
+	task, spec := b.start(t, "a", "", -1)
+	alive := b.Alive(t, "a")
+	for name, process := range map[string]struct {
+		code  int
+		start bool
+	}{"added": {-1, false}, "running": {-1, true}, "ended": {0, true}} {
+		e, err := task.Exec(b.Context, name, runtime.ExecRequest{Process: b.Process(process.code), Spec: spec})
+		if err == nil && process.start {
+			err = e.Start(b.Context)
+		}
+		if err == nil && process.start && process.code >= 0 {
+			_, err = e.Wait(b.Context)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := task.EndExec(b.Context, name, spec); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if s, err := e.State(b.Context); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: it is still known: %+v, %v", name, s, err)
+		}
+		if n := b.Alive(t, "a"); n != alive {
+			t.Errorf("%s: %d processes are left of %d", name, n, alive)
+		}
+	}
+	if err := task.EndExec(b.Context, "absent", spec); err != nil {
+		t.Error(err)
 	}
 }
 

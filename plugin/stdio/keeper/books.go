@@ -73,9 +73,8 @@ func (b *books) begin(ctx context.Context) error {
 	}
 	conn, err := dial(ctx, b.socket)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
-		if !b.needed() {
-			clear(b.want) // nobody holds anything
-			clear(b.news)
+		b.forgetDropped() // nobody holds anything
+		if len(b.want) == 0 {
 			return nil
 		}
 		conn, err = start(ctx, b.program, b.socket)
@@ -87,13 +86,14 @@ func (b *books) begin(ctx context.Context) error {
 	return nil
 }
 
-func (b *books) needed() bool {
-	for _, fifos := range b.want {
-		if len(fifos) > 0 {
-			return true
+// forgetDropped is for when there is no keeper to be told.
+func (b *books) forgetDropped() {
+	for name, fifos := range b.want {
+		if len(fifos) == 0 {
+			delete(b.want, name)
+			delete(b.news, name)
 		}
 	}
-	return false
 }
 
 // tell returns the error of the name, or one that broke the session.

@@ -427,6 +427,29 @@ func TestCannotStart(t *testing.T) {
 	}
 }
 
+// TestCannotStartForLong: what came and went meanwhile is not remembered.
+func TestCannotStartForLong(t *testing.T) {
+	k := New("/proc/none/keeper", filepath.Join(home(t), Socket))
+	k.pause = time.Millisecond
+	run(t, k)
+	a, held := fifo(t, "text")
+	defer held()
+	ctx := context.Background()
+	for n := range 100 {
+		_ = k.Keep(ctx, fmt.Sprint(n), []string{a})
+		if n > 0 {
+			k.Drop(ctx, fmt.Sprint(n))
+		}
+	}
+	waitFor(t, "the books to be what is to be held", func() (ok bool) {
+		err := k.do(func(_ context.Context, b *books) error {
+			ok = len(b.want) == 1 && len(b.news) == 1 && len(b.want["0"]) == 1
+			return nil
+		})
+		return ok && err == nil
+	})
+}
+
 func TestSize(t *testing.T) {
 	b, err := files.ReadFile("bin/keeper")
 	if err != nil {
