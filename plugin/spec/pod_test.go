@@ -311,7 +311,7 @@ func TestBaseSpec(t *testing.T) {
 	}
 	s := mustContainer(t, func(in *ContainerInput) { in.Handler.BaseSpec = base; in.Config.Linux.Resources = nil })
 	p, l := s.Process, s.Linux
-	if p.Args[0] != "/bin/web" || p.Cwd != "/" || p.NoNewPrivileges || p.User.UID != 1000 || p.SelinuxLabel != "" || p.ApparmorProfile != "" || s.Root.Readonly || s.Hostname != "" || s.Version != specs.Version {
+	if p.Args[0] != "/bin/web" || p.Cwd != "/" || p.NoNewPrivileges || p.User.UID != 1000 || p.SelinuxLabel != "" || p.ApparmorProfile != "" || s.Root.Readonly || s.Hostname != "" || s.Version != oldVersion {
 		t.Errorf("kept what is not the base's: %+v", p)
 	}
 	if len(p.Rlimits) != 1 || *p.OOMScoreAdj != 7 || !slices.Equal(p.Capabilities.Bounding, []string{"CAP_KILL"}) || p.Capabilities.Inheritable != nil || p.Capabilities.Ambient != nil || len(s.Hooks.Poststop) != 1 {
