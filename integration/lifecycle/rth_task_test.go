@@ -427,10 +427,13 @@ func TestRTH_28_Pause(t *testing.T) {
 			t.Errorf("a frozen container is %s", s.State)
 		}
 	}
-	before := count()
-	time.Sleep(200 * time.Millisecond)
-	if after := count(); after != before {
-		t.Errorf("a frozen container goes on: %d after %d", after, before)
+	before, tick := count(), time.NewTicker(poll)
+	defer tick.Stop()
+	for range 10 {
+		<-tick.C
+		if after := count(); after != before {
+			t.Errorf("a frozen container goes on: %d after %d", after, before)
+		}
 	}
 	if _, err := d.Runtime().ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: resumed, Cmd: []string{"true"}, Timeout: 20}); err == nil {
 		t.Error("a command runs in a frozen container")

@@ -34,6 +34,9 @@ type Handler struct {
 	// PodAnnotations and ContainerAnnotations are patterns, in the syntax of
 	// path.Match, of the annotations that reach the runtime.
 	PodAnnotations, ContainerAnnotations []string
+	// DefaultAnnotations reach the runtime unless the request has others that
+	// may.
+	DefaultAnnotations map[string]string
 	// PrivilegedWithoutHostDevices keeps the host's devices away from
 	// privileged containers; ...AllDevicesAllowed then still lets their device
 	// cgroup allow everything.
