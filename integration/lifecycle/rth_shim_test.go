@@ -20,16 +20,20 @@ import (
 )
 
 // inBin finds a program among those that are built for the tests.
-func inBin(name string) string {
+func inBin(t *testing.T, name string) string {
+	t.Helper()
 	dirs, err := daemon.BinDirs()
-	must(err)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, dir := range dirs {
 		path := filepath.Join(dir, name)
 		if exists(path) {
 			return path
 		}
 	}
-	panic(name + " is not built: make integration builds it")
+	t.Fatalf("%s is not in %v: make integration builds it", name, dirs)
+	return ""
 }
 
 // noting makes a script that runs the program and notes with what arguments,
@@ -155,7 +159,7 @@ func TestRTH_08_Bootstrap(t *testing.T) {
 func TestRTH_08_OlderProtocol(t *testing.T) {
 	t.Parallel()
 	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
-		addHandler(in, c, "older", daemon.Config{"runtime_path": inBin("shim1/containerd-shim-runc-v2")})
+		addHandler(in, c, "older", daemon.Config{"runtime_path": inBin(t, "shim1/containerd-shim-runc-v2")})
 	}))
 	config := d.PodConfig("older")
 	p := pod{d.RunPodWith(config, "older"), config}
@@ -201,7 +205,7 @@ func TestRTH_19_RuntimePath(t *testing.T) {
 	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
 		path = filepath.Join(in.Dir, "odd place", "some shim")
 		must(os.MkdirAll(filepath.Dir(path), 0o755))
-		text, err := os.ReadFile(inBin("containerd-shim-runc-v2"))
+		text, err := os.ReadFile(inBin(t, "containerd-shim-runc-v2"))
 		must(err)
 		must(os.WriteFile(path, text, 0o755))
 		addHandler(in, c, "placed", daemon.Config{"runtime_path": path})

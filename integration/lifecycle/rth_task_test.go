@@ -247,7 +247,7 @@ func (a taskClient) outlivesShutdown() {
 // ctr runs containerd's command for the daemon.
 func ctr(t *testing.T, d *daemon.Daemon, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), inBin("ctr"), append([]string{"-a", d.Socket, "-n", daemon.Namespace}, args...)...)
+	cmd := exec.CommandContext(t.Context(), inBin(t, "ctr"), append([]string{"-a", d.Socket, "-n", daemon.Namespace}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("ctr %s: %v: %s", strings.Join(args, " "), err, out)
