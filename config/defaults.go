@@ -39,7 +39,7 @@ func entry(pattern, name string, values map[string]any) map[string]any {
 	for i := range keys {
 		k := &keys[i]
 		below, ok := strings.CutPrefix(k.Path, pattern+".")
-		if !ok || !printed(k) || k.Path == strings.TrimSuffix(options, ".") {
+		if !ok || !printed(k) || strings.Contains(below, "*") || k.Path == strings.TrimSuffix(options, ".") {
 			continue
 		}
 		v, ok := values[below]

@@ -76,6 +76,9 @@ func TestRefused(t *testing.T) {
 		"relative shim":   {rt + "containerd.runtimes.runc.runtime_path = 'runc'", inRuntime + "containerd.runtimes.runc.runtime_path", "absolute"},
 		"relative spec":   {rt + "containerd.runtimes.runc.base_runtime_spec = 's.json'", inRuntime + "containerd.runtimes.runc.base_runtime_spec", "absolute"},
 		"bad pattern":     {rt + "containerd.runtimes.runc.pod_annotations = ['[']", inRuntime + "containerd.runtimes.runc.pod_annotations", "not a pattern"},
+		"taken annotation": {rt + "containerd.runtimes.runc.default_annotations.'io.kubernetes.cri.sandbox-id' = 'x'",
+			inRuntime + "containerd.runtimes.runc.default_annotations.'io.kubernetes.cri.sandbox-id'", "no annotation to be set"},
+		"bad create time": {rt + "containerd.runtimes.runc.container_create_timeout = '5'", inRuntime + "containerd.runtimes.runc.container_create_timeout", "not a duration"},
 		"bad io":          {rt + "containerd.runtimes.runc.io_type = 'tcp'", inRuntime + "containerd.runtimes.runc.io_type", "neither"},
 		"all devices": {rt + "containerd.runtimes.runc.privileged_without_host_devices_all_devices_allowed = true",
 			inRuntime + "containerd.runtimes.runc.privileged_without_host_devices_all_devices_allowed", "needs"},
@@ -179,6 +182,8 @@ containerd.runtimes.kata.runtime_type = "io.containerd.kata.v2"
 containerd.runtimes.kata.sandboxer = "kuasar"
 containerd.runtimes.kata.options = { hypervisor = "q", deep = { list = [1, 2] } }
 containerd.runtimes.runc.options.systemdcgroup = true
+containerd.runtimes.runc.container_create_timeout = "30s"
+containerd.runtimes.runc.default_annotations = { "a.b/c" = "1", d = "" }
 `+server+`
 stream_idle_timeout = "0s"
 disable_tcp_service = false
@@ -203,6 +208,8 @@ disable_tcp_service = false
 		"hypervisor": "q", "deep": map[string]any{"list": []any{int64(1), int64(2)}},
 	})
 	equal(t, p.runtime.Handlers["runc"].Options["SystemdCgroup"], any(true))
+	equal(t, p.runtime.Handlers["runc"].ContainerCreateTimeout, 30*time.Second)
+	equal(t, p.runtime.Handlers["runc"].DefaultAnnotations, map[string]string{"a.b/c": "1", "d": ""})
 	equal(t, p.server.StreamIdleTimeout, 0)
 	equal(t, p.server.DisableTCPService, false)
 	equal(t, p.warnings[0].Deprecation, deprecation.CRIRegistryAuths)

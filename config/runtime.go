@@ -10,6 +10,9 @@ import (
 // podSandboxer is the sandboxer that runs a pause process.
 const podSandboxer = "podsandbox"
 
+// reservedAnnotations begins the annotations that every specification carries.
+const reservedAnnotations = "io.kubernetes.cri."
+
 // Runtime is the configuration of everything that runs pods.
 type Runtime struct {
 	// DefaultHandler is the name of the handler for pods that name none. It is
@@ -85,6 +88,10 @@ type Handler struct {
 
 	PodAnnotations       []string
 	ContainerAnnotations []string
+	DefaultAnnotations   map[string]string
+
+	// ContainerCreateTimeout is 0 for the usual time.
+	ContainerCreateTimeout time.Duration
 
 	// CNIConfDir is "" for CNI.ConfDir; CNIMaxConfNum goes with it.
 	CNIConfDir    string
@@ -287,6 +294,8 @@ func (w *walker) handler(name string, v values) Handler {
 		SeccompProfile:               v.str("seccomp_profile"),
 		PodAnnotations:               v.list("pod_annotations"),
 		ContainerAnnotations:         v.list("container_annotations"),
+		DefaultAnnotations:           w.annotations(name, v.table("default_annotations")),
+		ContainerCreateTimeout:       v.duration("container_create_timeout", 0),
 		CNIConfDir:                   v.str("cni_conf_dir"),
 		CNIMaxConfNum:                v.int("cni_max_conf_num"),
 		PrivilegedWithoutHostDevices: v.bool("privileged_without_host_devices"),
@@ -307,6 +316,22 @@ func (w *walker) handler(name string, v values) Handler {
 	}
 	w.checkHandler(h)
 	return h
+}
+
+// annotations reads a handler's own annotations, nil for none.
+func (w *walker) annotations(handler string, v values) map[string]string {
+	var out map[string]string
+	for _, key := range v.names() {
+		if key == "" || strings.HasPrefix(key, reservedAnnotations) {
+			w.fail([]string{"containerd", "runtimes", handler, "default_annotations", key}, "is no annotation to be set: those that begin with %q are given by the CRI service", reservedAnnotations)
+			continue
+		}
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[key], _ = v[key].(string)
+	}
+	return out
 }
 
 func (w *walker) checkHandler(h Handler) {

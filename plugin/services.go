@@ -278,7 +278,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if err != nil {
 		return err
 	}
-	rt := runtime.New(n.tasks, hierarchies)
+	rt := runtime.New(n.tasks, hierarchies).Limited(s.handlers.CreateTimeout)
 	inst, err := newInstances(n, pauseDir, rt, gen)
 	if err != nil {
 		return err

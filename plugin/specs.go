@@ -199,7 +199,7 @@ func (g *generator) handler(ctx context.Context, r record.Handler) (spec.Handler
 	}
 	return spec.Handler{
 		Name: h.Name, IDMapMounts: h.Features.IDMapMounts,
-		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations,
+		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations, DefaultAnnotations: h.DefaultAnnotations,
 		PrivilegedWithoutHostDevices:                  h.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: h.PrivilegedWithoutHostDevicesAllDevicesAllowed,
 		BaseSpec: h.BaseSpec, SeccompProfile: h.SeccompProfile, CgroupWritable: h.CgroupWritable, RecursiveReadOnly: h.Features.RecursiveReadOnlyMounts,

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 		sandboxShimMain()
 		return
 	}
-	daemon.Main(m, options()...)
+	daemon.Main(m, options(daemon.Edit(addSharedHandlers))...)
 }
 
 // options are those of every daemon in this package, the shared one included.

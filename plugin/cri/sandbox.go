@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -19,11 +20,46 @@ func (s *Server) RunPodSandbox(ctx context.Context, req *cri.RunPodSandboxReques
 	if err := s.Validate.Pod(req.GetConfig()); err != nil {
 		return nil, err
 	}
-	id, err := s.Sandboxes.Run(ctx, sandbox.Request{Config: req.GetConfig(), Handler: req.GetRuntimeHandler()})
+	handler, err := handlerFor(req.GetConfig(), req.GetRuntimeHandler())
+	if err != nil {
+		return nil, err
+	}
+	id, err := s.Sandboxes.Run(ctx, sandbox.Request{Config: req.GetConfig(), Handler: handler})
 	if err != nil {
 		return nil, fmt.Errorf("run pod sandbox: %w", err)
 	}
 	return &cri.RunPodSandboxResponse{PodSandboxId: id}, nil
+}
+
+// A pod with the annotation, from before there were runtime classes, is run by
+// the handler of that name.
+const (
+	untrustedAnnotation = "io.kubernetes.cri.untrusted-workload"
+	untrustedHandler    = "untrusted"
+)
+
+// handlerFor returns the name of the handler that a pod is run by. A pod that
+// is not trusted cannot have another one, nor namespaces of the node, which no
+// handler keeps from it.
+func handlerFor(c *cri.PodSandboxConfig, asked string) (string, error) {
+	if c.GetAnnotations()[untrustedAnnotation] != "true" {
+		return asked, nil
+	}
+	if asked != "" && asked != untrustedHandler {
+		return "", fmt.Errorf("runtime_handler: %.256q was asked for, and the annotation %s means %q: %w",
+			asked, untrustedAnnotation, untrustedHandler, errdefs.ErrInvalidArgument)
+	}
+	o := c.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	for _, ns := range []struct {
+		name string
+		mode cri.NamespaceMode
+	}{{"network", o.GetNetwork()}, {"pid", o.GetPid()}, {"ipc", o.GetIpc()}} {
+		if ns.mode == cri.NamespaceMode_NODE {
+			return "", fmt.Errorf("config.linux.security_context.namespace_options.%s: a pod with the annotation %s cannot have the node's: %w",
+				ns.name, untrustedAnnotation, errdefs.ErrInvalidArgument)
+		}
+	}
+	return untrustedHandler, nil
 }
 
 // StopPodSandbox implements the RPC.

@@ -21,6 +21,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/errdefs"
@@ -48,6 +49,11 @@ type Handler struct {
 	PrivilegedWithoutHostDevices                  bool
 	PrivilegedWithoutHostDevicesAllDevicesAllowed bool
 	CgroupWritable                                bool
+	// DefaultAnnotations reach the runtime unless the request has its own.
+	DefaultAnnotations map[string]string
+	// CreateTimeout bounds the making of a task, 0 for the usual time.
+	CreateTimeout time.Duration
+
 	// SELinuxKVM gives the pods the label of virtual machines.
 	SELinuxKVM bool
 
@@ -129,6 +135,8 @@ func resolve(name string, c config.Handler, loaded specFiles) (Handler, error) {
 		PrivilegedWithoutHostDevices:                  c.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: c.PrivilegedWithoutHostDevicesAllDevicesAllowed,
 		CgroupWritable:                                c.CgroupWritable,
+		DefaultAnnotations:                            c.DefaultAnnotations,
+		CreateTimeout:                                 c.ContainerCreateTimeout,
 		SELinuxKVM:                                    c.SELinuxKVM,
 		CNIConfDir:                                    c.CNIConfDir,
 		CNIMaxConfNum:                                 c.CNIMaxConfNum,
@@ -164,6 +172,12 @@ func (hs *Handlers) Get(name string) (Handler, bool) {
 		return Handler{}, false
 	}
 	return hs.withFeatures(h), true
+}
+
+// CreateTimeout returns how long a task of the handler may take to be made, 0
+// for the usual time.
+func (hs *Handlers) CreateTimeout(h record.Handler) time.Duration {
+	return hs.byName[h.Name].CreateTimeout
 }
 
 // Resolve returns the named handler with its features, "" being the default

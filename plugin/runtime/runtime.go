@@ -13,6 +13,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -84,11 +85,26 @@ type Cgroups interface {
 type Tasks struct {
 	rt  Platform
 	cgs Cgroups
+	// limit bounds a create, 0 for createLimit; nil for that in any case.
+	limit func(record.Handler) time.Duration
 }
 
 // New returns the tasks of rt, which in a daemon is the plugin
 // "io.containerd.runtime.v2.task".
 func New(rt Platform, cgs Cgroups) *Tasks { return &Tasks{rt: rt, cgs: cgs} }
+
+// Limited returns the same tasks, made within a time that depends on their
+// handler, 0 being the usual one.
+func (t *Tasks) Limited(limit func(record.Handler) time.Duration) *Tasks {
+	return &Tasks{rt: t.rt, cgs: t.cgs, limit: limit}
+}
+
+func (t *Tasks) createLimit(h record.Handler) time.Duration {
+	if t.limit == nil {
+		return createLimit
+	}
+	return cmp.Or(t.limit(h), createLimit)
+}
 
 // IO names the FIFOs, files or log URIs of a process.
 type IO struct {
@@ -130,7 +146,7 @@ func (t *Tasks) Create(ctx context.Context, req CreateRequest) (*Task, error) {
 		RestoreFromPath: req.Checkpoint != "",
 	}
 	var rt crt.Task
-	err := bounded(ctx, "create task", req.ID, createLimit, func(ctx context.Context) (err error) {
+	err := bounded(ctx, "create task", req.ID, t.createLimit(req.Handler), func(ctx context.Context) (err error) {
 		rt, err = t.rt.Create(ctx, req.ID, opts)
 		return err
 	})

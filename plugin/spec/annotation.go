@@ -34,11 +34,12 @@ const (
 	TypeSandbox   = "sandbox"
 )
 
-// containerAnnotations adds to the base's annotations those of the request
-// that the handler's configuration lists, and ours, which nothing overrides.
+// containerAnnotations adds to the base's annotations the handler's, those of
+// the request that the handler's configuration lists, and ours, which nothing
+// overrides.
 // No other annotation reaches a runtime: some act on them.
 func containerAnnotations(in *ContainerInput, base map[string]string) map[string]string {
-	a := sandboxAnnotations(in.SandboxID, in.Pod, base, in.Handler.PodAnnotations)
+	a := sandboxAnnotations(in.SandboxID, in.Pod, base, in.Handler)
 	passThrough(a, in.Config.GetAnnotations(), in.Handler.ContainerAnnotations)
 	a[AnnotationContainerType] = TypeContainer
 	a[AnnotationContainerName] = in.Config.GetMetadata().GetName()
@@ -52,7 +53,7 @@ func containerAnnotations(in *ContainerInput, base map[string]string) map[string
 }
 
 func pauseAnnotations(in *PauseInput, base map[string]string) map[string]string {
-	a := sandboxAnnotations(in.ID, in.Config, base, in.Handler.PodAnnotations)
+	a := sandboxAnnotations(in.ID, in.Config, base, in.Handler)
 	a[AnnotationContainerType] = TypeSandbox
 	a[AnnotationSandboxLogDir] = in.Config.GetLogDirectory()
 	if in.ImageName != "" {
@@ -67,14 +68,16 @@ func pauseAnnotations(in *PauseInput, base map[string]string) map[string]string 
 	return a
 }
 
-func sandboxAnnotations(id string, pod *cri.PodSandboxConfig, base map[string]string, allowed []string) map[string]string {
+func sandboxAnnotations(id string, pod *cri.PodSandboxConfig, base map[string]string, h Handler) map[string]string {
 	a := map[string]string{}
-	for k, v := range base {
-		if !strings.HasPrefix(k, ownPrefix) {
-			a[k] = v
+	for _, from := range []map[string]string{base, h.DefaultAnnotations} {
+		for k, v := range from {
+			if !strings.HasPrefix(k, ownPrefix) {
+				a[k] = v
+			}
 		}
 	}
-	passThrough(a, pod.GetAnnotations(), allowed)
+	passThrough(a, pod.GetAnnotations(), h.PodAnnotations)
 	m := pod.GetMetadata()
 	a[AnnotationSandboxID] = id
 	a[AnnotationSandboxName] = m.GetName()

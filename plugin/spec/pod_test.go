@@ -104,12 +104,13 @@ func TestAnnotations(t *testing.T) {
 	s := mustContainer(t, func(in *ContainerInput) {
 		in.Handler.PodAnnotations = []string{"pod.io/*", "exact", "["}
 		in.Handler.ContainerAnnotations = []string{"ctr.io/?", "io.kubernetes.cri.*"}
-		in.Handler.BaseSpec = &specs.Spec{Annotations: map[string]string{"base": "1", AnnotationSandboxID: "evil"}}
+		in.Handler.BaseSpec = &specs.Spec{Annotations: map[string]string{"base": "1", "base/2": "0", AnnotationSandboxID: "evil"}}
+		in.Handler.DefaultAnnotations = map[string]string{"base/2": "2", "pod.io/a": "0", "pod.io/d": "4", "ctr.io/x": "0", "ctr.io/z": "5"}
 		in.Pod.Annotations = map[string]string{"pod.io/a": "1", "pod.io/a/b": "no", "exact": "2", "ctr.io/z": "no", "exactly": "no", "[": "no"}
 		in.Config.Annotations = map[string]string{"ctr.io/x": "3", "ctr.io/xy": "no", "pod.io/c": "no", AnnotationSandboxID: "evil", AnnotationSandboxMemory: "evil"}
 	})
 	want := map[string]string{
-		"pod.io/a": "1", "exact": "2", "ctr.io/x": "3", "base": "1",
+		"pod.io/a": "1", "exact": "2", "ctr.io/x": "3", "base": "1", "base/2": "2", "pod.io/d": "4", "ctr.io/z": "5",
 		AnnotationContainerType: "container", AnnotationSandboxID: "sid", AnnotationSandboxName: "pod", AnnotationSandboxNamespace: "ns",
 		AnnotationSandboxUID: "uid", AnnotationContainerName: "web", AnnotationImageName: "docker.io/library/web:1",
 	}
@@ -311,7 +312,7 @@ func TestBaseSpec(t *testing.T) {
 	}
 	s := mustContainer(t, func(in *ContainerInput) { in.Handler.BaseSpec = base; in.Config.Linux.Resources = nil })
 	p, l := s.Process, s.Linux
-	if p.Args[0] != "/bin/web" || p.Cwd != "/" || p.NoNewPrivileges || p.User.UID != 1000 || p.SelinuxLabel != "" || p.ApparmorProfile != "" || s.Root.Readonly || s.Hostname != "" || s.Version != specs.Version {
+	if p.Args[0] != "/bin/web" || p.Cwd != "/" || p.NoNewPrivileges || p.User.UID != 1000 || p.SelinuxLabel != "" || p.ApparmorProfile != "" || s.Root.Readonly || s.Hostname != "" || s.Version != oldVersion {
 		t.Errorf("kept what is not the base's: %+v", p)
 	}
 	if len(p.Rlimits) != 1 || *p.OOMScoreAdj != 7 || !slices.Equal(p.Capabilities.Bounding, []string{"CAP_KILL"}) || p.Capabilities.Inheritable != nil || p.Capabilities.Ambient != nil || len(s.Hooks.Poststop) != 1 {

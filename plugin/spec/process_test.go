@@ -123,7 +123,7 @@ func TestProcess(t *testing.T) {
 	if want := (specs.User{UID: 1000, GID: 1001, AdditionalGids: []uint32{1001, 5}}); !reflect.DeepEqual(s.Process.User, want) {
 		t.Errorf("user %+v, want %+v", s.Process.User, want)
 	}
-	if !s.Process.NoNewPrivileges || !s.Root.Readonly || s.Root.Path != "rootfs" || s.Process.Cwd != "/w" || s.Version != specs.Version {
+	if !s.Process.NoNewPrivileges || !s.Root.Readonly || s.Root.Path != "rootfs" || s.Process.Cwd != "/w" || s.Version != oldVersion {
 		t.Errorf("got %+v %+v", s.Process, s.Root)
 	}
 	if s = mustContainer(t, nil); s.Process.NoNewPrivileges || s.Root.Readonly || s.Process.Rlimits != nil {

@@ -34,6 +34,9 @@ type Handler struct {
 	// PodAnnotations and ContainerAnnotations are patterns, in the syntax of
 	// path.Match, of the annotations that reach the runtime.
 	PodAnnotations, ContainerAnnotations []string
+	// DefaultAnnotations reach the runtime unless the request has others that
+	// may.
+	DefaultAnnotations map[string]string
 	// PrivilegedWithoutHostDevices keeps the host's devices away from
 	// privileged containers; ...AllDevicesAllowed then still lets their device
 	// cgroup allow everything.
@@ -50,8 +53,8 @@ type Handler struct {
 	RecursiveReadOnly bool
 	// IDMapMounts says that the runtime knows mounts that show other owners.
 	IDMapMounts bool
-	// OCIVersion is the newest specification the runtime accepts, "" for the
-	// current one.
+	// OCIVersion is the newest specification the runtime accepts, "" if it
+	// does not say.
 	OCIVersion string
 	// SystemdCgroup says that the runtime puts cgroups in systemd's hands.
 	SystemdCgroup bool
@@ -255,6 +258,11 @@ func checkPrivileged(in *ContainerInput) error {
 	return nil
 }
 
+// oldVersion is what a specification calls itself for a runtime that does not
+// say what it accepts. Such a runtime is from before one could be asked, and
+// may refuse what is newer; which keys it is given does not depend on it.
+const oldVersion = "1.0.2"
+
 // baseSpec returns a specification to fill in: a copy of the handler's own, or
 // an empty one. Process, Linux and Linux.Resources are never nil in it.
 func baseSpec(h Handler) (*specs.Spec, error) {
@@ -266,7 +274,7 @@ func baseSpec(h Handler) (*specs.Spec, error) {
 	}
 	s.Version = h.OCIVersion
 	if s.Version == "" {
-		s.Version = specs.Version
+		s.Version = oldVersion
 	}
 	if s.Process == nil {
 		s.Process = &specs.Process{}

@@ -1,0 +1,159 @@
+package lifecycle
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/integration/daemon"
+)
+
+// TestRTH_26_OtherRuntimes: runtimes with runc's verbs, side by side on one
+// node: crun and an old runc as Debian has them, and a script around ours.
+func TestRTH_26_OtherRuntimes(t *testing.T) {
+	t.Parallel()
+	crun, err := exec.LookPath("crun")
+	if err != nil {
+		t.Fatalf("%v; scripts/install-deps installs it", err)
+	}
+	const old = "/usr/sbin/runc" // before any that is found by name
+	runtimes := map[string]string{"crun": crun, "old-runc": old}
+	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+		for name, path := range runtimes {
+			if name == "crun" {
+				path = withoutHybrid(in.Dir, path)
+			}
+			addHandler(in, c, name, daemon.Config{"options": in.RuncOptions(daemon.Config{"BinaryName": path})})
+		}
+	}))
+	runtimes[slowHandler] = ""
+	known := runtimesKnown(t, d, crun, old)
+	for name := range runtimes {
+		config := d.PodConfig(name)
+		p := pod{d.RunPodWith(config, name), config}
+		if s := podStatus(t, d, p.id); s.RuntimeHandler != name || s.Network.GetIp() == "" {
+			t.Errorf("the pod is %v", s)
+		}
+		t.Logf("handler %s", name) // to which what follows belongs
+		wholeLife(t, d, p)
+		hasItsLimits(t, d, p)
+		inUserNamespace(t, d, name, known[name].GetUserNamespaces())
+	}
+}
+
+// withoutHybrid makes a script that hides the second hierarchy from crun, which
+// refuses to run where that has controllers beside those of version 1.
+func withoutHybrid(dir, crun string) (path string) {
+	const second = "/sys/fs/cgroup/unified"
+	if have, err := os.ReadFile(second + "/cgroup.controllers"); err != nil || len(strings.TrimSpace(string(have))) == 0 {
+		return crun
+	}
+	path = filepath.Join(dir, "crun-without-hybrid")
+	must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -m sh -c 'umount %s && exec %s \"$@\"' crun \"$@\"\n", second, crun), 0o755))
+	return path
+}
+
+// runtimesKnown is what the daemon has learnt of its runtimes, which must be
+// what they say themselves.
+func runtimesKnown(t *testing.T, d *daemon.Daemon, crun, old string) (known map[string]*cri.RuntimeHandlerFeatures) {
+	t.Helper()
+	eventually(t, soon, func() error { // they are asked in the background
+		known, _ = handlers(t, d)
+		for handler, path := range map[string]string{"crun": crun, "old-runc": old} {
+			says, err := exec.Command(path, "features").Output()
+			rro := err == nil && strings.Contains(string(says), `"rro"`)
+			userns := err == nil && strings.Contains(string(says), `"mountExtensions"`)
+			if f := known[handler]; f.GetRecursiveReadOnlyMounts() != rro || f.GetUserNamespaces() != userns {
+				return fmt.Errorf("handler %q has %v, its runtime says %s, %v", handler, f, says, err)
+			}
+		}
+		if !known[slowHandler].GetUserNamespaces() {
+			return fmt.Errorf("handler %q has %v", slowHandler, known[slowHandler])
+		}
+		return nil
+	})
+	return known
+}
+
+// wholeLife runs containers with output, commands, exit codes and stops.
+func wholeLife(t *testing.T, d *daemon.Daemon, p pod) {
+	t.Helper()
+	main := p.run(d, daemon.ContainerConfig("main", plain(t, d), "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.1; done"))
+	stubborn := p.run(d, daemon.ContainerConfig("stubborn", plain(t, d), "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
+	ends := p.run(d, daemon.ContainerConfig("ends", plain(t, d), "sh", "-c", "echo out; echo err >&2; exit 7"))
+	if s := waitExited(t, d, ends); s.ExitCode != 7 || logText(t, s.LogPath, "stdout") != "out\n" || logText(t, s.LogPath, "stderr") != "err\n" {
+		t.Errorf("status %v, log %v", s, readLog(t, s.LogPath))
+	}
+	if out, code := tryExec(t, d, main, "sh", "-c", "hostname; exit 3"); out != p.config.Hostname+"\n" || code != 3 {
+		t.Errorf("command: %q, code %d", out, code)
+	}
+	if _, code := tryExec(t, d, main, "sh", "-c", "kill -9 $$"); code != 137 {
+		t.Errorf("killed command: code %d", code)
+	}
+	if _, err := d.Runtime().ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: main, Cmd: []string{"/no/such/program"}, Timeout: 60}); err == nil {
+		t.Error("a program runs that is not there")
+	}
+	missing, err := p.create(d, daemon.ContainerConfig("missing", plain(t, d), "/no/such/program"))
+	if err == nil {
+		_, err = d.Runtime().StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: missing})
+	}
+	if err == nil || !strings.Contains(err.Error(), "/no/such/program") {
+		t.Errorf("a container without its program: %v", err)
+	}
+	begun(t, pidOf(t, d, main))
+	for id, want := range map[string]int32{main: 9, stubborn: 137} {
+		if err := stopContainer(d, id, 2); err != nil {
+			t.Error(err)
+		}
+		if s := waitExited(t, d, id); s.ExitCode != want {
+			t.Errorf("stopped: %v, want code %d", s, want)
+		}
+	}
+}
+
+// hasItsLimits: a memory limit is set, and changed later.
+func hasItsLimits(t *testing.T, d *daemon.Daemon, p pod) {
+	t.Helper()
+	c := daemon.ContainerConfig("limited", plain(t, d))
+	c.Linux.Resources.MemoryLimitInBytes = 64 << 20
+	id := p.run(d, c)
+	for _, limit := range []int64{64 << 20, 32 << 20} {
+		if _, err := d.Runtime().UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{
+			ContainerId: id, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: limit},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if got := readInt(t, memoryLimit(cgroupPath(t, pidOf(t, d, id), "memory"))); got != limit {
+			t.Errorf("the memory limit is %d, want %d", got, limit)
+		}
+	}
+}
+
+// inUserNamespace: a pod gets one, or is refused, as its handler says.
+func inUserNamespace(t *testing.T, d *daemon.Daemon, handler string, able bool) {
+	t.Helper()
+	u := newRange()
+	config := d.PodConfig("user-" + handler)
+	withUserns(u)(config)
+	id, err := d.StartPod(t.Context(), config, handler)
+	if !able {
+		wantError(t, err, codes.FailedPrecondition, handler, "user namespace")
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pod{id, config}
+	c := daemon.ContainerConfig("main", plain(t, d))
+	c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = u
+	pid := pidOf(t, d, p.run(d, c))
+	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/uid_map", pid)); err != nil || lines(string(text)) != fmt.Sprintf("0 %d %d", hostRoot(u), rangeSize) {
+		t.Errorf("uid_map is %q, %v", text, err)
+	}
+}
