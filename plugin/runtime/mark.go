@@ -140,8 +140,7 @@ func markOn(pid int) (Mark, error) {
 	if err != nil {
 		return 0, ended(err)
 	}
-	m, _ := parseMark(limits)
-	return m, nil
+	return parseMark(limits), nil
 }
 
 // ended is errEnded for an error that says so.
@@ -152,9 +151,9 @@ func ended(err error) error {
 	return err
 }
 
-// parseMark reads a mark from /proc/PID/limits, whose lines are a name, the soft
+// parseMark reads a mark, 0 for none, from /proc/PID/limits, whose lines are a name, the soft
 // limit, the hard limit and the unit.
-func parseMark(limits []byte) (Mark, bool) {
+func parseMark(limits []byte) Mark {
 	for line := range bytes.Lines(limits) {
 		rest, ok := bytes.CutPrefix(line, []byte("Max realtime timeout "))
 		if !ok {
@@ -162,10 +161,13 @@ func parseMark(limits []byte) (Mark, bool) {
 		}
 		fields := bytes.Fields(rest)
 		if len(fields) < 2 {
-			return 0, false
+			return 0
 		}
 		hard, err := strconv.ParseUint(string(fields[1]), 10, 64)
-		return Mark(hard), err == nil && hard >= markFrom
+		if err != nil || hard < markFrom {
+			return 0
+		}
+		return Mark(hard)
 	}
-	return 0, false
+	return 0
 }

@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"bufio"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -45,11 +44,11 @@ func TestParseMark(t *testing.T) {
 			"Max realtime priority     0                    0                    \n" +
 			"Max realtime timeout      1                    " + hard + " us        \n"
 	}
-	if m, ok := parseMark([]byte(line("5000000000000000000"))); !ok || m != 5000000000000000000 {
-		t.Errorf("%d, %v", m, ok)
+	if m := parseMark([]byte(line("5000000000000000000"))); m != 5000000000000000000 {
+		t.Errorf("%d", m)
 	}
 	for _, bad := range []string{"", "Max realtime timeout ", line("unlimited"), line("1000"), line("18446744073709551616")} {
-		if m, ok := parseMark([]byte(bad)); ok {
+		if m := parseMark([]byte(bad)); m != 0 {
 			t.Errorf("%q: %d", bad, m)
 		}
 	}
@@ -57,7 +56,7 @@ func TestParseMark(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m, ok := parseMark(limits); ok {
+	if m := parseMark(limits); m != 0 {
 		t.Errorf("this process has mark %d", m)
 	}
 }
@@ -66,7 +65,7 @@ func FuzzParseMark(f *testing.F) {
 	f.Add([]byte("Max realtime timeout      1                    5000000000000000000 us\n"))
 	f.Add([]byte("Max realtime timeout \n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if m, ok := parseMark(data); ok && m < markFrom {
+		if m := parseMark(data); m != 0 && m < markFrom {
 			t.Errorf("%q: %d is no mark", data, m)
 		}
 	})
@@ -146,12 +145,8 @@ func (l marked) procs(t *testing.T) []int {
 func (l marked) others(t *testing.T) []int {
 	t.Helper()
 	return slices.DeleteFunc(l.procs(t), func(pid int) bool {
-		limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
-		if err != nil {
-			return true
-		}
-		_, ok := parseMark(limits)
-		return ok
+		m, err := markOn(pid)
+		return err != nil || m != 0
 	})
 }
 
