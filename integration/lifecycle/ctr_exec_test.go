@@ -124,6 +124,8 @@ func TestRPC_17_ExecSync(t *testing.T) {
 	}
 	_, err = b.Runtime().ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: "absent", Cmd: []string{"true"}})
 	wantError(t, err, codes.NotFound, "absent")
+	_, err = run(0, "echo", "a\x00b")
+	wantError(t, err, codes.InvalidArgument, "cmd[1]")
 	b.stop(id, 0)
 	if _, err = run(0, "true"); err == nil {
 		t.Error("a command ran in a stopped container")

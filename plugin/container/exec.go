@@ -111,6 +111,11 @@ func execProcess(c record.Container, command []string, tty bool) (*specs.Process
 	if len(command) == 0 || command[0] == "" {
 		return nil, fmt.Errorf("cmd is empty: %w", errdefs.ErrInvalidArgument)
 	}
+	for i, arg := range command {
+		if strings.ContainsRune(arg, 0) {
+			return nil, fmt.Errorf("cmd[%d] has a zero byte, which no argument can have: %w", i, errdefs.ErrInvalidArgument)
+		}
+	}
 	var spec specs.Spec
 	if err := json.Unmarshal(c.Spec, &spec); err != nil || spec.Process == nil {
 		return nil, fmt.Errorf("container %s has no readable specification: %w", c.ID, errdefs.ErrInternal)

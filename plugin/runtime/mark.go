@@ -151,8 +151,8 @@ func ended(err error) error {
 	return err
 }
 
-// parseMark reads a mark, 0 for none, from /proc/PID/limits, whose lines are a name, the soft
-// limit, the hard limit and the unit.
+// parseMark reads a mark, 0 for none, from /proc/PID/limits, whose lines are a
+// name, the soft limit, the hard limit and the unit.
 func parseMark(limits []byte) Mark {
 	for line := range bytes.Lines(limits) {
 		rest, ok := bytes.CutPrefix(line, []byte("Max realtime timeout "))
