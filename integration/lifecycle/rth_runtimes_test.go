@@ -107,12 +107,16 @@ func wholeLife(t *testing.T, d *daemon.Daemon, p pod) {
 		t.Errorf("a container without its program: %v", err)
 	}
 	begun(t, pidOf(t, d, main))
-	for id, want := range map[string]int32{main: 9, stubborn: 137} {
-		if err := stopContainer(d, id, 2); err != nil {
+	for _, stop := range []struct {
+		id    string
+		grace int64
+		code  int32
+	}{{main, 60, 9}, {stubborn, 1, 137}} {
+		if err := stopContainer(d, stop.id, stop.grace); err != nil {
 			t.Error(err)
 		}
-		if s := waitExited(t, d, id); s.ExitCode != want {
-			t.Errorf("stopped: %v, want code %d", s, want)
+		if s := waitExited(t, d, stop.id); s.ExitCode != stop.code {
+			t.Errorf("stopped: %v, want code %d", s, stop.code)
 		}
 	}
 }
