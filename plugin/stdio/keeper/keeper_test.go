@@ -475,6 +475,7 @@ func newRaw(t testing.TB) raw {
 		t.Fatal(err)
 	}
 	r := raw{newSession(conn, ample), t, process(t, dir)}
+	r.empty() // an answer: it has the connection among its files now
 	t.Cleanup(func() {
 		r.empty()
 		r.close()
