@@ -379,7 +379,13 @@ var serverKeys = []Key{
 	{Plugin: ServerPlugin, Path: "x509_key_pair_streaming.tls_cert_file", Default: "",
 		Doc: "Certificate for streams, PEM."},
 	{Plugin: ServerPlugin, Path: "x509_key_pair_streaming.tls_key_file", Default: "",
-		Doc: "Private key for streams, PEM."},
+		Doc: "Private key for streams, PEM. Certificate and key are read anew when they change."},
+	{Plugin: ServerPlugin, Path: streamCA, Default: "", own: true,
+		Doc: "gantry's own. File with authorities, PEM, of which one must vouch for each client of streams. Empty lets any client connect that has a URL. It is read anew when it changes."},
+	{Plugin: ServerPlugin, Path: streamVersion, Default: "1.2", own: true,
+		Doc: "gantry's own. Oldest version of TLS that clients of streams may speak: \"1.2\" or \"1.3\"."},
+	{Plugin: ServerPlugin, Path: streamSuites, Default: []string{}, own: true,
+		Doc: "gantry's own. Cipher suites for streams with TLS 1.2, by their names in IANA's registry, as \"TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256\". None leaves the choice to the daemon. Those of TLS 1.3 cannot be chosen."},
 }
 
 var nriKeys = []Key{
