@@ -168,6 +168,8 @@ var runtimeKeys = []Key{
 		Doc: "Upper bound of the categories in SELinux labels. 0 means 1024."},
 	{Plugin: RuntimePlugin, Path: "max_container_log_line_size", Default: int64(16 * 1024),
 		Doc: "Longer lines are split in the container log, in bytes. 0 or less means no limit."},
+	{Plugin: RuntimePlugin, Path: logSizeMax, Default: int64(0), own: true,
+		Doc: "gantry's own. Most bytes of a container's log: before it would become longer, an empty file takes its place, and what was in it is gone. It is for nodes where nobody rotates logs. At least 8192; 0 or less means no limit."},
 	{Plugin: RuntimePlugin, Path: "disable_apparmor", Default: false,
 		Doc: "Apply no AppArmor profile, even where the kernel has AppArmor."},
 	{Plugin: RuntimePlugin, Path: "restrict_oom_score_adj", Default: false,
