@@ -168,6 +168,8 @@ var runtimeKeys = []Key{
 		Doc: "Upper bound of the categories in SELinux labels. 0 means 1024."},
 	{Plugin: RuntimePlugin, Path: "max_container_log_line_size", Default: int64(16 * 1024),
 		Doc: "Longer lines are split in the container log, in bytes. 0 or less means no limit."},
+	{Plugin: RuntimePlugin, Path: logSizeMax, Default: int64(0), own: true,
+		Doc: "gantry's own. Most bytes of a container's log: before it would become longer, an empty file takes its place, and what was in it is gone. It is for nodes where nobody rotates logs. At least 8192; 0 or less means no limit."},
 	{Plugin: RuntimePlugin, Path: "disable_apparmor", Default: false,
 		Doc: "Apply no AppArmor profile, even where the kernel has AppArmor."},
 	{Plugin: RuntimePlugin, Path: "restrict_oom_score_adj", Default: false,
@@ -383,7 +385,13 @@ var serverKeys = []Key{
 	{Plugin: ServerPlugin, Path: "x509_key_pair_streaming.tls_cert_file", Default: "",
 		Doc: "Certificate for streams, PEM."},
 	{Plugin: ServerPlugin, Path: "x509_key_pair_streaming.tls_key_file", Default: "",
-		Doc: "Private key for streams, PEM."},
+		Doc: "Private key for streams, PEM. Certificate and key are read anew when they change."},
+	{Plugin: ServerPlugin, Path: streamCA, Default: "", own: true,
+		Doc: "gantry's own. File with authorities, PEM, of which one must vouch for each client of streams. Empty lets any client connect that has a URL. It is read anew when it changes."},
+	{Plugin: ServerPlugin, Path: streamVersion, Default: "1.2", own: true,
+		Doc: "gantry's own. Oldest version of TLS that clients of streams may speak: \"1.2\" or \"1.3\"."},
+	{Plugin: ServerPlugin, Path: streamSuites, Default: []string{}, own: true,
+		Doc: "gantry's own. Cipher suites for streams with TLS 1.2, by their names in IANA's registry, as \"TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256\". None leaves the choice to the daemon. Those of TLS 1.3 cannot be chosen."},
 }
 
 var nriKeys = []Key{

@@ -73,7 +73,7 @@ func (m migration) move(k string, v any) {
 	case "sandbox_image":
 		m.images["pinned_images"] = map[string]any{"sandbox": v}
 	case "disable_tcp_service", "stream_server_address", "stream_server_port", "stream_idle_timeout",
-		"enable_tls_streaming", "x509_key_pair_streaming":
+		"enable_tls_streaming", "x509_key_pair_streaming", streamCA, streamVersion, streamSuites:
 		m.server[k] = v
 	case "containerd":
 		m.moveContainerd(v)

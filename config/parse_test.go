@@ -108,6 +108,12 @@ func TestRefused(t *testing.T) {
 		"port":         {server + "stream_server_port = '65536'", "plugins.'io.containerd.grpc.v1.cri'.stream_server_port", "not a port"},
 		"cert alone":   {server + "enable_tls_streaming = true\nx509_key_pair_streaming.tls_cert_file = '/c'", "plugins.'io.containerd.grpc.v1.cri'.x509_key_pair_streaming.tls_key_file", "needed with"},
 		"key alone":    {server + "enable_tls_streaming = true\nx509_key_pair_streaming.tls_key_file = '/c'", "plugins.'io.containerd.grpc.v1.cri'.x509_key_pair_streaming.tls_cert_file", "needed with"},
+		"CA, no TLS":   {server + "stream_tls_client_ca = '/c'", "plugins.'io.containerd.grpc.v1.cri'.stream_tls_client_ca", "enable_tls_streaming"},
+		"TLS version":  {server + "stream_tls_min_version = '1.1'", "plugins.'io.containerd.grpc.v1.cri'.stream_tls_min_version", "neither"},
+		"unsafe suite": {server + "stream_tls_cipher_suites = ['TLS_RSA_WITH_RC4_128_SHA']", "plugins.'io.containerd.grpc.v1.cri'.stream_tls_cipher_suites", "safe"},
+		"suite of 1.3": {server + "stream_tls_cipher_suites = ['TLS_AES_128_GCM_SHA256']", "plugins.'io.containerd.grpc.v1.cri'.stream_tls_cipher_suites", "TLS 1.2"},
+		"suites, 1.3":  {server + "stream_tls_min_version = '1.3'\nstream_tls_cipher_suites = ['TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256']", "plugins.'io.containerd.grpc.v1.cri'.stream_tls_cipher_suites", "higher"},
+		"small log":    {rt + "log_size_max = 8191", inRuntime + "log_size_max", "8192"},
 		"cert, no TLS": {server + "x509_key_pair_streaming.tls_cert_file = '/c'", "plugins.'io.containerd.grpc.v1.cri'.x509_key_pair_streaming.tls_cert_file", "enable_tls_streaming"},
 	} {
 		t.Run(name, func(t *testing.T) {

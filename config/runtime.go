@@ -52,6 +52,8 @@ type Runtime struct {
 	// MaxLogLine is the length in bytes at which a log line is split, 0 for
 	// none.
 	MaxLogLine int
+	// MaxLogSize is how long a log may get in bytes, 0 for no limit.
+	MaxLogSize int64
 	// DrainExecSyncIOTimeout bounds the wait for the end of output after the
 	// process of an ExecSync exited. 0 is no bound, which only an explicit
 	// "0s" gives.
@@ -167,6 +169,7 @@ func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
 			w.fail([]string{key}, "%v", err)
 		}
 	}
+	w.checkLogSize(out.MaxLogSize)
 	w.checkRuntime(out)
 	warnings, err := w.result()
 	if err != nil {
@@ -196,6 +199,7 @@ func runtimeFlags(v values) Runtime {
 		EnableUnprivilegedPorts:            v.bool("enable_unprivileged_ports"),
 		EnableUnprivilegedICMP:             v.bool("enable_unprivileged_icmp"),
 		MaxLogLine:                         max(0, v.int("max_container_log_line_size")),
+		MaxLogSize:                         int64(max(0, v.int(logSizeMax))),
 		DrainExecSyncIOTimeout:             v.duration("drain_exec_sync_io_timeout", defaultDrain),
 		IgnoreDeprecationWarnings:          v.list("ignore_deprecation_warnings"),
 		StatsCollectPeriod:                 v.duration("stats_collect_period", defaultStatsPeriod),
@@ -381,4 +385,16 @@ func (w *walker) runcOptions(name string, raw map[string]any) map[string]any {
 		}
 	}
 	return out
+}
+
+const (
+	logSizeMax = "log_size_max"
+	// leastLogSize has room for some lines at least.
+	leastLogSize = 8 << 10
+)
+
+func (w *walker) checkLogSize(n int64) {
+	if n > 0 && n < leastLogSize {
+		w.fail([]string{logSizeMax}, "%d is less than %d", n, leastLogSize)
+	}
 }

@@ -22,7 +22,11 @@ import (
 func newStreaming(c config.Server, containers *container.Service, sandboxes *sandbox.Service, ops *operation.Table) (*stream.Server, error) {
 	cfg := stream.Config{Address: c.StreamAddress, Port: strconv.Itoa(int(c.StreamPort)), IdleTimeout: c.StreamIdleTimeout}
 	if c.StreamTLS.Enabled {
-		cfg.TLS = &stream.TLS{CertFile: c.StreamTLS.CertFile, KeyFile: c.StreamTLS.KeyFile}
+		t := c.StreamTLS
+		cfg.TLS = &stream.TLS{
+			CertFile: t.CertFile, KeyFile: t.KeyFile, ClientCAFile: t.ClientCAFile,
+			MinVersion: t.MinVersion, CipherSuites: t.CipherSuites,
+		}
 	}
 	return stream.New(cfg, sessions{containers, sandboxes, ops})
 }

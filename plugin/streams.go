@@ -49,7 +49,7 @@ func newStreams(stateDir string, c config.Runtime, k *keeper.Keeper) streams {
 		line = -1 // no limit
 	}
 	return streams{
-		dir: filepath.Join(stateDir, "io"), log: crilog.Options{MaxLine: line},
+		dir: filepath.Join(stateDir, "io"), log: crilog.Options{MaxLine: line, MaxSize: c.MaxLogSize},
 		drain: c.DrainExecSyncIOTimeout, keeper: k,
 	}
 }

@@ -199,6 +199,50 @@ func (b *box) grown(path string) {
 	})
 }
 
+// TestLOG_05_SizeMax: a log never gets longer than the configuration allows, and
+// always has the last lines, whole and in order.
+func TestLOG_05_SizeMax(t *testing.T) {
+	const most = 16 << 10
+	b := newBoxOn(t, start(t, daemon.Set(most, "plugins", daemon.RuntimePlugin, "log_size_max")))
+	const lines = 20000
+	id := b.run(b.script("app", fmt.Sprintf("i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i; done; head -c 20000 /dev/zero | tr '\\0' x", lines)))
+	path := b.status(id).LogPath
+	looks := 0
+	for ; b.status(id).State == cri.ContainerState_CONTAINER_RUNNING; time.Sleep(poll) {
+		if info, err := os.Stat(path); err != nil || info.Size() > most {
+			t.Fatalf("the log while it is written: %v, %v", info, err)
+		}
+		looks++
+	}
+	b.exited(id)
+	if size := fileSize(t, path); size > most || size == 0 {
+		t.Errorf("after %d looks the log has %d bytes", looks, size)
+	}
+	rest := ""
+	for _, e := range readLog(t, path) {
+		rest += e.text
+	}
+	if rest == "" || strings.Trim(rest, "x") != "" {
+		t.Errorf("the log ends with %.60q", rest)
+	}
+	entries, err := os.ReadDir(filepath.Dir(path))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("the log directory has %v, %v", entries, err)
+	}
+
+	id = b.run(b.script("lines", "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo line $i; done"))
+	path = b.exited(id).LogPath
+	all := readLog(t, path)
+	if size := fileSize(t, path); size > most || len(all) == 0 {
+		t.Fatalf("the log has %d bytes and %d entries", size, len(all))
+	}
+	for i, e := range all {
+		if want := fmt.Sprint("line ", 2000-len(all)+1+i); e.text != want || e.partial {
+			t.Fatalf("entry %d of %d is %+v, want %q", i, len(all), e, want)
+		}
+	}
+}
+
 // TestLOG_08_Safety: a log never goes where a symbolic link in the log
 // directory points.
 func TestLOG_08_Safety(t *testing.T) {

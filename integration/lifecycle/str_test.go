@@ -362,10 +362,153 @@ func TestSTR_09_TLS(t *testing.T) {
 	})
 }
 
+// withTLS serves streams over TLS with a key pair in files.
+func withTLS(cert, key string, more ...daemon.Option) []daemon.Option {
+	return append(more,
+		daemon.Set(true, "plugins", daemon.CRIPlugin, "enable_tls_streaming"),
+		daemon.Set("127.0.0.1", "plugins", daemon.CRIPlugin, "stream_server_address"),
+		daemon.Set(cert, "plugins", daemon.CRIPlugin, "x509_key_pair_streaming", "tls_cert_file"),
+		daemon.Set(key, "plugins", daemon.CRIPlugin, "x509_key_pair_streaming", "tls_key_file"))
+}
+
+// identified is a client that knows the server's authority and has a key pair.
+func identified(ca []byte, cert, key string) rest.TLSClientConfig {
+	return rest.TLSClientConfig{CAData: ca, CertFile: cert, KeyFile: key}
+}
+
+// TestSTR_10_TLSPolicy: only clients with a certificate of the right authority,
+// and with a version and a suite that are allowed, get through.
+func TestSTR_10_TLSPolicy(t *testing.T) {
+	cert, key, ca := keyPair(t)
+	host := func(b *box) string {
+		u, err := url.Parse(b.execURL(&cri.ExecRequest{ContainerId: b.run(b.sleeper("any")), Cmd: []string{"true"}, Stdout: true}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return u.Host
+	}
+	speak := func(address string, c *tls.Config) (tls.ConnectionState, error) {
+		c.InsecureSkipVerify = true
+		conn, err := tls.Dial("tcp", address, c)
+		if err != nil {
+			return tls.ConnectionState{}, err
+		}
+		return conn.ConnectionState(), conn.Close()
+	}
+	t.Run("clients", func(t *testing.T) {
+		mine, mineKey, _ := keyPair(t)
+		other, otherKey, _ := keyPair(t)
+		b := newBoxOn(t, start(t, withTLS(cert, key, daemon.Set(mine, "plugins", daemon.CRIPlugin, "stream_tls_client_ca"))...))
+		b.tlsExec(identified(ca, mine, mineKey))
+		b.tlsRefused(rest.TLSClientConfig{CAData: ca})
+		b.tlsRefused(identified(ca, other, otherKey))
+	})
+	t.Run("suites", func(t *testing.T) {
+		const allowed, not = tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256
+		b := newBoxOn(t, start(t, withTLS(cert, key, daemon.Set([]string{tls.CipherSuiteName(allowed)}, "plugins", daemon.CRIPlugin, "stream_tls_cipher_suites"))...))
+		b.tlsExec(rest.TLSClientConfig{CAData: ca})
+		address := host(b)
+		if s, err := speak(address, &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{not, allowed}}); err != nil || s.CipherSuite != allowed {
+			t.Errorf("suite %s, %v", tls.CipherSuiteName(s.CipherSuite), err)
+		}
+		if s, err := speak(address, &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{not}}); err == nil {
+			t.Errorf("suite %s was accepted", tls.CipherSuiteName(s.CipherSuite))
+		}
+	})
+	t.Run("version", func(t *testing.T) {
+		b := newBoxOn(t, start(t, withTLS(cert, key, daemon.Set("1.3", "plugins", daemon.CRIPlugin, "stream_tls_min_version"))...))
+		b.tlsExec(rest.TLSClientConfig{CAData: ca})
+		address := host(b)
+		if s, err := speak(address, &tls.Config{MaxVersion: tls.VersionTLS12}); err == nil {
+			t.Errorf("version %s was accepted", tls.VersionName(s.Version))
+		}
+		if s, err := speak(address, &tls.Config{}); err != nil || s.Version != tls.VersionTLS13 {
+			t.Errorf("version %s, %v", tls.VersionName(s.Version), err)
+		}
+	})
+}
+
+// TestSTR_11_TLSReload: key pair and authority of clients are exchanged while the
+// daemon runs. New connections go by the new ones, and a session goes on.
+func TestSTR_11_TLSReload(t *testing.T) {
+	cert, key, ca := keyPair(t)
+	client, clientKey, _ := keyPair(t)
+	authority := filepath.Join(t.TempDir(), "ca.pem")
+	replace(t, client, authority)
+	b := newBoxOn(t, start(t, withTLS(cert, key, daemon.Set(authority, "plugins", daemon.CRIPlugin, "stream_tls_client_ca"))...))
+	pid := b.PID()
+	b.tlsExec(identified(ca, client, clientKey))
+
+	id := b.run(b.sleeper("open"))
+	in, typed := io.Pipe()
+	defer typed.Close()
+	open := make(chan string, 1)
+	d := spdyDial
+	d.rest.TLSClientConfig = identified(ca, client, clientKey)
+	go func() {
+		s, err := b.exec(d, id, in, "sh", "-c", "touch /tmp/open; cat")
+		open <- fmt.Sprint(s.stdout, err)
+	}()
+	eventually(t, ample, func() error {
+		_, err := os.Stat(fmt.Sprintf("/proc/%d/root/tmp/open", b.pid(id)))
+		return err
+	})
+
+	newCert, newKey, newCA := keyPair(t)
+	newClient, newClientKey, _ := keyPair(t)
+	replace(t, newCert, cert)
+	replace(t, newKey, key)
+	replace(t, newClient, authority)
+	b.tlsExec(identified(newCA, newClient, newClientKey))
+	b.tlsRefused(identified(newCA, client, clientKey))
+	b.tlsRefused(identified(ca, newClient, newClientKey))
+
+	fmt.Fprintln(typed, "still here")
+	typed.Close()
+	if got, want := <-open, fmt.Sprint("still here\n", nil); got != want {
+		t.Errorf("the open session says %q, want %q", got, want)
+	}
+	if b.PID() != pid {
+		t.Error("the daemon was started anew")
+	}
+}
+
+// replace puts a copy of a file in the place of another, as tools that rotate
+// certificates do.
+func replace(t *testing.T, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to+".new", text, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(to+".new", to)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// tlsRefused wants that a client gets nowhere.
+func (b *box) tlsRefused(c rest.TLSClientConfig) {
+	b.t.Helper()
+	id := b.run(b.sleeper(fmt.Sprint("tls-", marks.Add(1))))
+	for _, d := range []dial{spdyDial, websocketDial} {
+		d.rest.TLSClientConfig = c
+		address := b.execURL(&cri.ExecRequest{ContainerId: id, Cmd: []string{"touch", "/tmp/run"}, Stdout: true})
+		if err := d.streamTo(b.t.Context(), address, remotecommand.StreamOptions{Stdout: io.Discard}); err == nil {
+			b.t.Error("a client that is not to be trusted got through")
+		}
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/root/tmp/run", b.pid(id))); err == nil {
+		b.t.Error("the command of a client that is not to be trusted was run")
+	}
+}
+
 // tlsExec wants a command to work over TLS with both transports.
 func (b *box) tlsExec(c rest.TLSClientConfig) {
 	b.t.Helper()
-	id := b.run(b.sleeper("app"))
+	id := b.run(b.sleeper(fmt.Sprint("tls-", marks.Add(1))))
 	for _, d := range []dial{spdyDial, websocketDial} {
 		d.rest.TLSClientConfig = c
 		if got := b.execURL(&cri.ExecRequest{ContainerId: id, Cmd: []string{"true"}, Stdout: true}); !strings.HasPrefix(got, "https://") {

@@ -574,6 +574,11 @@ func TestSizeLimit(t *testing.T) {
 	if st, err := os.Stat(r.path); err != nil || st.Size() > limit {
 		t.Fatalf("log is %d long, %v", st.Size(), err)
 	}
+	r.stop()
+	if err := os.WriteFile(filepath.Join(filepath.Dir(r.path), nextOf(filepath.Base(r.path))), nil, 0o600); err != nil { // as a crash does
+		t.Fatal(err)
+	}
+	r.start(Options{MaxSize: limit})
 	names, err := os.ReadDir(filepath.Dir(r.path))
 	if err != nil || len(names) != 1 {
 		t.Fatalf("left beside the log: %v, %v", names, err)

@@ -244,11 +244,14 @@ func (w *writer) reopen(path string) error {
 	return nil
 }
 
+// nextOf is the name that a file has until it takes the place of a full one.
+func nextOf(name string) string { return "." + name + ".next" }
+
 // startOver puts an empty file in the place of a log file that is full. A
 // crash before the commit finds the old file gone and adopts the new one.
 func (w *writer) startOver() error {
 	name := filepath.Base(w.path)
-	fresh := "." + name + ".next"
+	fresh := nextOf(name)
 	if err := unix.Unlinkat(int(w.dir.Fd()), fresh, 0); err != nil && err != unix.ENOENT {
 		return fmt.Errorf("start log over: %w", err)
 	}
@@ -274,6 +277,7 @@ func (w *writer) recover(cur slot, fresh bool) error {
 	}
 	w.dir = dir
 	name := filepath.Base(w.path)
+	_ = unix.Unlinkat(int(dir.Fd()), nextOf(name), 0) // left by a crash
 	if fresh {
 		return w.openAndAdopt(name)
 	}
