@@ -392,6 +392,9 @@ func TestAttachSlow(t *testing.T) {
 		line := fmt.Sprintf("%04d %s\n", i, strings.Repeat("x", 500))
 		s.say(line)
 		sent += len(line)
+		if i == 19 { // what comes as one piece afterwards may be too big for the rest
+			waitFor(t, "what finds room", func() bool { return behind(o) >= sent })
+		}
 	}
 	s.exit()
 	wait(t, o) // nothing waits for the client
@@ -414,6 +417,18 @@ func TestAttachSlow(t *testing.T) {
 	if err := o.Close(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// behind is how much waits for the clients.
+func behind(o *IO) (n int) {
+	o.hub.mu.Lock()
+	defer o.hub.mu.Unlock()
+	for c := range o.hub.clients {
+		c.mu.Lock()
+		n += c.size
+		c.mu.Unlock()
+	}
+	return n
 }
 
 // However slow it is, a client whose backlog has room gets everything.
