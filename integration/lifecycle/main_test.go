@@ -8,8 +8,10 @@ package lifecycle
 
 import (
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/gantry-cri/gantry/integration/daemon"
@@ -27,6 +29,11 @@ func TestMain(m *testing.M) {
 	case isSandboxShim():
 		sandboxShimMain()
 		return
+	}
+	if signal.Ignored(syscall.SIGHUP) {
+		// As under nohup. A program that starts with a signal ignored keeps it so,
+		// and so would all containers; what is caught is none of theirs.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	}
 	daemon.Main(m, options(daemon.Edit(addSharedHandlers))...)
 }
