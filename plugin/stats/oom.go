@@ -39,7 +39,7 @@ type follow struct {
 	watch int32
 	group string
 	oomed bool
-	rung  bool // the pod's book counted a kill of late
+	rung  time.Time // when the pod's book counted a kill, zero for not of late
 }
 
 // podBook is what was last read about a pod with containers that are followed.
@@ -158,7 +158,8 @@ func (s *Stats) lookAtPod(group string) {
 	if err != nil {
 		return
 	}
-	ids := s.kills.count(group, n)
+	now := time.Now()
+	ids := s.kills.count(group, n, now)
 	if len(ids) == 0 {
 		return
 	}
@@ -166,7 +167,7 @@ func (s *Stats) lookAtPod(group string) {
 		for _, id := range ids {
 			if f, ok := s.kills.get(id); ok {
 				if _, err := os.Stat(below(s.books.memory, f.group)); err == nil {
-					s.kills.ring(id, false)
+					s.kills.settle(id, now)
 				}
 			}
 		}
@@ -187,6 +188,9 @@ func (k *kills) add(id, group, dir string) error {
 func (k *kills) addPod(id, group, dir string, before uint64) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if _, ok := k.follows[id]; !ok {
+		return nil // forgotten meanwhile
+	}
 	p := k.pods[group]
 	if p == nil {
 		wd, err := k.watch(group, dir)
@@ -271,7 +275,7 @@ func (k *kills) note(id string) {
 
 // count notes how many kills the book of a pod has, and rings its containers and
 // returns them if that is more than before.
-func (k *kills) count(group string, n uint64) []string {
+func (k *kills) count(group string, n uint64, now time.Time) []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	p := k.pods[group]
@@ -282,17 +286,18 @@ func (k *kills) count(group string, n uint64) []string {
 	ids := slices.Collect(maps.Keys(p.ids))
 	for _, id := range ids {
 		f := k.follows[id]
-		f.rung = true
+		f.rung = now
 		k.follows[id] = f
 	}
 	return ids
 }
 
-func (k *kills) ring(id string, rung bool) {
+// settle ends what count noted then, unless there was another kill since.
+func (k *kills) settle(id string, then time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if f, ok := k.follows[id]; ok {
-		f.rung = rung
+	if f, ok := k.follows[id]; ok && f.rung.Equal(then) {
+		f.rung = time.Time{}
 		k.follows[id] = f
 	}
 }
@@ -331,7 +336,7 @@ func (s *Stats) OOMKilled(c record.Container) (bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		s.lookAtPod(filepath.Dir(group)) // nobody may have told yet
 		f, _ := s.kills.get(c.ID)
-		return f.oomed || f.rung || s.alarms.killed(c.ID), nil
+		return f.oomed || !f.rung.IsZero() || s.alarms.killed(c.ID), nil
 	}
 	return killed > 0, err
 }

@@ -133,7 +133,7 @@ func TestFollowPod(t *testing.T) {
 	gone(all[0], true)
 	eventually(t, "the other was not meant", func() bool {
 		f, _ := s.kills.get("lives")
-		return !f.rung
+		return f.rung.IsZero()
 	})
 	gone(all[1], false)
 	for _, c := range all {

@@ -22,7 +22,7 @@ type alarms struct {
 type alarm struct {
 	dir    string
 	events *os.File
-	rung   bool // want of memory, of late
+	rung   time.Time // when memory was short, zero for not of late
 }
 
 // add follows a container whose cgroup in the hierarchy of memory is dir.
@@ -73,23 +73,33 @@ func (a *alarms) listen(f *alarm) {
 		if _, err := os.Stat(f.dir); err != nil {
 			// One of the events is the removal.
 			if gone += binary.NativeEndian.Uint64(buf[:]); gone > 1 {
-				a.ring(f, true)
+				a.ring(f, time.Now())
 			}
 			continue
 		}
-		a.ring(f, true)
+		now := time.Now()
+		a.ring(f, now)
 		time.AfterFunc(settled, func() {
 			if _, err := os.Stat(f.dir); err == nil {
-				a.ring(f, false)
+				a.settle(f, now)
 			}
 		})
 	}
 }
 
-func (a *alarms) ring(f *alarm, rung bool) {
+func (a *alarms) ring(f *alarm, now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	f.rung = rung
+	f.rung = now
+}
+
+// settle ends what ring noted then, unless memory was short again since.
+func (a *alarms) settle(f *alarm, then time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if f.rung.Equal(then) {
+		f.rung = time.Time{}
+	}
 }
 
 // killed reports whether the container's group went when memory was short.
@@ -97,7 +107,7 @@ func (a *alarms) killed(id string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	f := a.follows[id]
-	return f != nil && f.rung
+	return f != nil && !f.rung.IsZero()
 }
 
 func (a *alarms) remove(id string) {
