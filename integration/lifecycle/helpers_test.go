@@ -268,16 +268,7 @@ func removePod(d *daemon.Daemon, id string) error {
 // a container, or of a pod that has a pause process.
 func pidOf(t *testing.T, d *daemon.Daemon, id string) int {
 	t.Helper()
-	ctx := namespaced(t.Context())
-	c, err := d.Client().LoadContainer(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
-	task, err := c.Task(ctx, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return int(task.Pid())
+	return int(taskAPI(t, d, id).Pid())
 }
 
 // begun waits until a process has become its own program, where it was the
