@@ -15,7 +15,7 @@
 // vm*.jsonl are the records of runs in a virtual machine. A test that is skipped
 // here may pass there, and the page says so. Where that record is missing, -check
 // takes the page's word for tests that were skipped here, and says how many;
-// with -vm, as .ci/run calls it, that is an error.
+// with -vm that is an error.
 package main
 
 import (
