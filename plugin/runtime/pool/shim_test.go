@@ -224,11 +224,11 @@ func TestReconnectLeavesNothing(t *testing.T) {
 	}
 	before := pipes(t, log)
 	for range 5 {
+		old := p.recovered("task").current().conn // asked before it may be replaced
 		// The next one listens before the last is gone: else that is dead.
 		next := listen(t, filepath.Join(dir, "task.sock"))
 		s.Close()
 		s = serveShim(t, next, &fakeShim{})
-		old := p.recovered("task").current().conn
 		until(t, "the shim serves again", func() bool {
 			now := p.recovered("task").current()
 			return now.phase == serving && now.conn != old
