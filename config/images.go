@@ -21,6 +21,8 @@ type Images struct {
 	DiscardUnpackedLayers      bool
 	// PinnedImages are references by name of choice. "sandbox" is always there.
 	PinnedImages map[string]string
+	// Pins are their patterns.
+	Pins Pins
 	// RuntimePlatforms are by the name of a runtime handler.
 	RuntimePlatforms map[string]RuntimePlatform
 	Registry         Registry
@@ -89,6 +91,9 @@ func ParseImages(raw Raw) (Images, []Warning, error) {
 	}
 	for name, ref := range v.table("pinned_images") {
 		out.PinnedImages[name], _ = ref.(string)
+		if err := out.Pins.add(out.PinnedImages[name]); err != nil {
+			w.fail([]string{"pinned_images", name}, "%q: %v", out.PinnedImages[name], err)
+		}
 	}
 	if out.Snapshotter == "" {
 		w.fail([]string{"snapshotter"}, "is empty")

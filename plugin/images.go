@@ -3,7 +3,6 @@ package plugin
 import (
 	"cmp"
 	"context"
-	"fmt"
 	goruntime "runtime"
 
 	"github.com/containerd/containerd/v2/core/diff"
@@ -20,14 +19,6 @@ import (
 )
 
 func newImages(ctx context.Context, n node, handlers *handler.Handlers, cfg settings, g *lifecycle.Group) (*image.Service, error) {
-	var patterns []string
-	for _, p := range cfg.images.PinnedImages {
-		patterns = append(patterns, p)
-	}
-	pinned, err := image.MatchPinned(patterns)
-	if err != nil {
-		return nil, fmt.Errorf("%s.pinned_images: %w", config.ImagesPlugin, err)
-	}
 	return image.New(ctx, image.Options{
 		Images: n.client.ImageService(), Content: n.client.ContentStore(), Leases: n.client.LeasesService(),
 		Applier: diff.Applier(n.client.DiffService()), Events: n.client.EventService(),
@@ -39,7 +30,7 @@ func newImages(ctx context.Context, n node, handlers *handler.Handlers, cfg sett
 			// Unpacking is work for the processor and the disk in turn.
 			MaxUnpacks:      1 + goruntime.NumCPU(),
 			ProgressTimeout: cfg.images.PullProgressTimeout, SyncFS: cfg.images.PullWithSyncFS,
-			DiscardLayers: cfg.images.DiscardUnpackedLayers, NoAnnotations: cfg.images.DisableSnapshotAnnotations, Pinned: pinned,
+			DiscardLayers: cfg.images.DiscardUnpackedLayers, NoAnnotations: cfg.images.DisableSnapshotAnnotations, Pinned: cfg.images.Pins.Match,
 		},
 		StatsPeriod: cfg.images.StatsCollectPeriod, Group: g,
 	})

@@ -87,8 +87,8 @@ type Policy struct {
 	// NoAnnotations leaves out the labels that tell a remote snapshotter
 	// which image a layer belongs to.
 	NoAnnotations bool
-	// Pinned tells which references are to be kept by the kubelet; may be
-	// nil. See MatchPinned.
+	// Pinned tells which references, in their full form, are to be kept by the
+	// kubelet; may be nil.
 	Pinned func(name string) bool
 }
 

@@ -98,24 +98,6 @@ func TestSplitUser(t *testing.T) {
 	}
 }
 
-func TestMatchPinned(t *testing.T) {
-	match, err := MatchPinned([]string{"pause:3.10", "registry.k8s.io/kube-*", "*critical*"})
-	must(t, err)
-	for name, want := range map[string]bool{
-		"docker.io/library/pause:3.10": true, "docker.io/library/pause:3.9": false,
-		"registry.k8s.io/kube-proxy:v1": true, "registry.k8s.io/other:v1": false, "h/very-critical-app:1": true,
-	} {
-		if match(name) != want {
-			t.Errorf("%s: %t", name, !want)
-		}
-	}
-	for _, bad := range []string{"*", "**", "a*b", "*a", "Not A Ref"} {
-		if _, err := MatchPinned([]string{bad}); !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: %v", bad, err)
-		}
-	}
-}
-
 func TestDecodeAuthRefuses(t *testing.T) {
 	for name, a := range map[string]*cri.AuthConfig{
 		"auth":           {Auth: "not base64!"},
