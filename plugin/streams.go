@@ -102,6 +102,24 @@ func (s streams) Reattach(ctx context.Context, c record.Container, closeStdin co
 	return mainStream{io}, nil
 }
 
+// started is the file whose time is that of a container's start.
+func (s streams) started(id string) string { return filepath.Join(s.dir, id, "started") }
+
+func (s streams) NoteStart(_ context.Context, id string) error {
+	return os.WriteFile(s.started(id), nil, 0o600)
+}
+
+func (s streams) NotedStart(id string) (time.Time, error) {
+	info, err := os.Stat(s.started(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime(), nil
+}
+
 func (s streams) Remove(ctx context.Context, id string) error {
 	s.keeper.Drop(ctx, s.main(id))
 	return stdio.Remove(filepath.Join(s.dir, id))

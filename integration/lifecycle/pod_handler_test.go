@@ -226,3 +226,31 @@ func TestRTH_11_ShimCrash(t *testing.T) {
 		t.Errorf("address %s is still given out", ip)
 	}
 }
+
+// TestRTH_11_ShimAndDaemonCrash: a container that was just started when the daemon
+// and its shim died has ended. It is not one that may still be started, although
+// its start need not have reached the disk.
+func TestRTH_11_ShimAndDaemonCrash(t *testing.T) {
+	d := start(t)
+	p := runPod(d, "orphaned")
+	ctr, err := p.create(d, daemon.ContainerConfig("main", plain(t, d)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shims := shimsOf(t, p.id)
+	if err := startContainer(d, ctr); err != nil {
+		t.Fatal(err)
+	}
+	d.Kill()
+	for _, pid := range shims {
+		kill(t, pid)
+	}
+	d.Up()
+	s := waitExited(t, d, ctr)
+	if s.ExitCode == 0 || s.StartedAt == 0 || s.FinishedAt < s.StartedAt {
+		t.Errorf("status is %v", s)
+	}
+	if _, err := d.Runtime().StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: ctr}); err == nil {
+		t.Error("it was started a second time")
+	}
+}

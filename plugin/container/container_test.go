@@ -18,6 +18,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/runtime"
 	"github.com/gantry-cri/gantry/plugin/runtime/runtimetest"
+	"github.com/gantry-cri/gantry/plugin/store"
 )
 
 // life creates, starts and removes a container that runs until it is killed.
@@ -252,6 +253,47 @@ func TestShimDeathAndSilence(t *testing.T) {
 		if alive := w.runtime.Alive(); len(alive) > 0 {
 			t.Errorf("processes are left: %v", alive)
 		}
+	})
+}
+
+// A container that ran is not listed as one that may still be started, although
+// the daemon ended before its start was on disk, and its shim with it.
+func TestStartIsNotForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		d := w.start()
+		ctx := context.Background()
+		id, err := d.Create(ctx, d.request("run"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		created, err := d.Get(id)
+		if err == nil {
+			err = d.Start(ctx, id)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.crash()
+		d.bg.Stop(ctx)
+		w.runtime.KillShim(w.pod.ID, false)
+		if err := w.disk.Write(ctx, store.Change{PutContainer: &created}); err != nil {
+			t.Fatal(err)
+		}
+		d = w.start()
+		<-d.Recover()
+		time.Sleep(time.Minute)
+		c, err := d.Get(id)
+		if err != nil || c.Phase != record.ContainerExited || c.Reason != record.ReasonUnknown || c.StartedAt.IsZero() || c.FinishedAt.Before(c.StartedAt) {
+			t.Errorf("got %s %s, started %v finished %v, %v", c.Phase, c.Reason, c.StartedAt, c.FinishedAt, err)
+		}
+		if err := d.Start(ctx, id); err == nil {
+			t.Error("it was started a second time")
+		}
+		if err := d.Remove(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		d.clean()
 	})
 }
 

@@ -101,8 +101,19 @@ func (s *Service) recoverOne(ctx context.Context, id string) error {
 		return fmt.Errorf("ask the container's runtime: %w", err)
 	}
 	if c.Phase == record.ContainerCreated {
-		s.leave(id)
-		return s.Streams.Remove(ctx, id)
+		started, err := s.Streams.NotedStart(id)
+		if err != nil {
+			return fmt.Errorf("ask whether the container was started: %w", err)
+		}
+		if started.IsZero() {
+			s.leave(id)
+			return s.Streams.Remove(ctx, id)
+		}
+		// Lost with its runtime, and not to be run a second time.
+		c, err = s.Store.MoveSoon(ctx, id, record.Released, func(r *record.Container) { r.StartedAt = started })
+		if err != nil {
+			return err
+		}
 	}
 	return s.settleEnd(ctx, c, s.attachStream(ctx, c), ending{err: err})
 }

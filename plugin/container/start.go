@@ -120,11 +120,15 @@ func (s *Service) release(ctx context.Context, u *undo.Stack, sb record.Sandbox,
 		return err
 	}
 	operation.Stage(ctx, "start task")
+	if err := s.Streams.NoteStart(ctx, c.ID); err != nil {
+		return fmt.Errorf("note the start: %w", err)
+	}
 	started := time.Now() // a container that ends at once does not end before it
 	if err := task.Start(ctx); err != nil {
 		return err
 	}
-	// After a crash the runtime tells the same, so nobody waits for the disk.
+	// After a crash the runtime tells the same, or the note does if the runtime is
+	// gone too: nobody waits for the disk.
 	c, err = s.Store.MoveSoon(ctx, c.ID, record.Released, func(r *record.Container) {
 		r.Pid, r.StartedAt = pid, started
 	})

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -20,6 +21,11 @@ type Streams interface {
 	// opened; nothing is logged twice and nothing is left out. NotFound means
 	// that there are none.
 	Reattach(context.Context, record.Container, CloseStdin) (Stream, error)
+	// NoteStart keeps with the streams that the container's process is about to
+	// run, until Remove or until the machine starts anew.
+	NoteStart(ctx context.Context, id string) error
+	// NotedStart is when that was noted, zero if it was not.
+	NotedStart(id string) (time.Time, error)
 	// Remove takes away what there is of a container's streams; none is fine.
 	Remove(ctx context.Context, id string) error
 	// Capture makes the streams of an exec whose output is kept, up to a bound.

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -49,6 +50,7 @@ type world struct {
 	views  map[string]bool
 	volume map[string]bool
 	fifos  map[string]bool
+	starts map[string]time.Time // that are noted
 	files  map[string]bool
 	oom    map[string]bool
 	execs  map[string][]string // that have streams, by container
@@ -61,7 +63,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{t: t, disk: storetest.NewMemory(), runtime: runtimetest.New(), pod: storetest.Sandbox("p", 0),
-		layers: map[string]bool{}, views: map[string]bool{}, volume: map[string]bool{}, files: map[string]bool{}, fifos: map[string]bool{}, oom: map[string]bool{}, logged: map[string]int{}, execs: map[string][]string{}}
+		layers: map[string]bool{}, views: map[string]bool{}, volume: map[string]bool{}, files: map[string]bool{}, fifos: map[string]bool{}, starts: map[string]time.Time{}, oom: map[string]bool{}, logged: map[string]int{}, execs: map[string][]string{}}
 	w.pod.Phase, w.pod.Instance.Address = record.Ready, ""
 	if err := w.disk.Write(context.Background(), store.Change{PutSandbox: &w.pod, Create: true}); err != nil {
 		t.Fatal(err)
@@ -121,6 +123,9 @@ func (w *world) left() []string {
 	}
 	for id := range w.fifos {
 		out = append(out, "streams "+id)
+	}
+	for id := range w.starts {
+		out = append(out, "note of a start "+id)
 	}
 	for _, id := range w.runtime.Alive() {
 		out = append(out, "process "+id)
@@ -398,8 +403,29 @@ func (x streams) Reattach(_ context.Context, c record.Container, _ container.Clo
 	return stream{x.d, c.ID}, nil
 }
 
+func (x streams) NoteStart(_ context.Context, id string) error {
+	return x.d.w.effect(x.d.life, "note the start", func() error {
+		x.d.w.mu.Lock()
+		defer x.d.w.mu.Unlock()
+		x.d.w.starts[id] = time.Now()
+		return nil
+	})
+}
+
+func (x streams) NotedStart(id string) (time.Time, error) {
+	x.d.w.mu.Lock()
+	defer x.d.w.mu.Unlock()
+	return x.d.w.starts[id], nil
+}
+
 func (x streams) Remove(_ context.Context, id string) error {
-	return x.d.w.effect(x.d.life, "remove streams", func() error { x.d.w.set(x.d.w.fifos, id, false); return nil })
+	return x.d.w.effect(x.d.life, "remove streams", func() error {
+		x.d.w.set(x.d.w.fifos, id, false)
+		x.d.w.mu.Lock()
+		defer x.d.w.mu.Unlock()
+		delete(x.d.w.starts, id)
+		return nil
+	})
 }
 
 func (x streams) Session(context.Context, string, string, container.Connection, container.CloseStdin) (container.Session, error) {
