@@ -299,7 +299,7 @@ var handlerKeys = []Key{
 	{Plugin: RuntimePlugin, Path: handlers + "container_annotations", Default: []string{},
 		Doc: "Container annotations, as path.Match patterns, that are passed to the runtime."},
 	{Plugin: RuntimePlugin, Path: handlers + "container_create_timeout", Default: time.Duration(0), own: true,
-		Doc: "gantry's own. How long the runtime may take to create a container or a pause process; then it is ended and the request fails. \"0s\" means two minutes."},
+		Doc: "gantry's own. How long the runtime may take to create a container or to start a pod; then it is ended and the request fails. \"0s\" means two minutes."},
 	{Plugin: RuntimePlugin, Path: handlers + "privileged_without_host_devices", Default: false,
 		Doc: "Give privileged containers no devices of the host."},
 	{Plugin: RuntimePlugin, Path: handlers + "privileged_without_host_devices_all_devices_allowed", Default: false,

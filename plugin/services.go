@@ -279,7 +279,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		return err
 	}
 	rt := runtime.New(n.tasks, hierarchies).Limited(s.handlers.CreateTimeout)
-	inst, err := newInstances(n, pauseDir, rt, gen)
+	inst, err := newInstances(n, pauseDir, rt, gen, s.handlers)
 	if err != nil {
 		return err
 	}
@@ -568,7 +568,7 @@ func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks
 }
 
 // newInstances puts a sandboxer behind each way to run a sandbox.
-func newInstances(n node, pauseDir string, rt *runtime.Tasks, gen *generator) (gsandbox.Instances, error) {
+func newInstances(n node, pauseDir string, rt *runtime.Tasks, gen *generator, handlers *handler.Handlers) (gsandbox.Instances, error) {
 	controllers, err := n.ic.GetByType(plugins.SandboxControllerPlugin)
 	if err != nil {
 		return nil, fmt.Errorf("get sandbox controllers: %w", err)
@@ -580,7 +580,7 @@ func newInstances(n node, pauseDir string, rt *runtime.Tasks, gen *generator) (g
 		}
 	}
 	return sandboxer.New(sandboxer.Options{
-		Tasks: rt, StateDir: pauseDir, Spec: gen.Pause, Controllers: shims,
+		Tasks: rt, StateDir: pauseDir, Spec: gen.Pause, Controllers: shims, StartLimit: handlers.CreateTimeout,
 	})
 }
 

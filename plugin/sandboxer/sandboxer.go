@@ -53,6 +53,9 @@ type Options struct {
 	// Controllers are containerd's sandbox controllers by name, of which a
 	// handler's sandboxer picks one.
 	Controllers map[string]sandbox.Controller
+	// StartLimit is how long a controller may take to start a sandbox of a
+	// handler, 0 for the usual time; nil is always the usual time.
+	StartLimit func(record.Handler) time.Duration
 }
 
 // Dispatcher is the Sandboxer that passes each sandbox to the one its handler
@@ -69,7 +72,7 @@ func New(o Options) (*Dispatcher, error) {
 	}
 	by := map[string]Sandboxer{}
 	for name, controller := range o.Controllers {
-		by[name] = NewShim(controller)
+		by[name] = NewShim(controller, o.StartLimit)
 	}
 	// The name is taken: with a stock CRI service beside, there may be a
 	// controller under it that is not ours.

@@ -1,6 +1,7 @@
 package sandboxer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,7 @@ import (
 
 // Each call to a controller has a limit of its own, as its shim may be silent.
 const (
-	// startLimit holds the boot of a virtual machine.
+	// startLimit holds the boot of a virtual machine; a handler may say otherwise.
 	startLimit = 2 * time.Minute
 	queryLimit = 10 * time.Second
 	// stopLimit holds what a runtime does to end a machine.
@@ -50,14 +51,21 @@ type Ender interface {
 // speaks the Sandbox API with the pod's shim.
 type Shim struct {
 	controller Controller
+	limit      func(record.Handler) time.Duration
 }
 
-// NewShim returns the sandboxer over a controller.
-func NewShim(c Controller) *Shim { return &Shim{c} }
+// NewShim returns the sandboxer over a controller. A start may take as long as
+// limit says, the usual time if that is 0; nil is always the usual time.
+func NewShim(c Controller, limit func(record.Handler) time.Duration) *Shim {
+	if limit == nil {
+		limit = func(record.Handler) time.Duration { return 0 }
+	}
+	return &Shim{c, limit}
+}
 
 // Start implements Sandboxer.
 func (s *Shim) Start(ctx context.Context, sb record.Sandbox) (record.Instance, error) {
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(s.limit(sb.Handler), startLimit))
 	defer cancel()
 	info := sandbox.Sandbox{
 		ID:         sb.ID,

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/sandbox"
@@ -177,7 +178,7 @@ func TestShim(t *testing.T) {
 	sandboxertest.Suite(t, func(t *testing.T) sandboxertest.Subject {
 		c := newController()
 		return sandboxertest.Subject{
-			Sandboxer: sandboxer.NewShim(c), Context: t.Context(),
+			Sandboxer: sandboxer.NewShim(c, nil), Context: t.Context(),
 			Record: func(_ *testing.T, id string) record.Sandbox { return pod(id) },
 			Exit:   func(_ *testing.T, sb record.Sandbox) { c.end(c.get(sb.ID)) },
 			Lose:   func(_ *testing.T, sb record.Sandbox) { close(c.get(sb.ID).died) },
@@ -192,7 +193,7 @@ func TestShim(t *testing.T) {
 
 func TestShimStart(t *testing.T) {
 	c := newController()
-	inst, err := sandboxer.NewShim(c).Start(t.Context(), pod("a"))
+	inst, err := sandboxer.NewShim(c, nil).Start(t.Context(), pod("a"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,10 +205,36 @@ func TestShimStart(t *testing.T) {
 	}
 }
 
+// hung is a controller whose shim never comes up.
+type hung struct{ *controller }
+
+func (hung) Create(ctx context.Context, _ sandbox.Sandbox, _ ...sandbox.CreateOpt) error {
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// A handler's own time ends a start that hangs.
+func TestShimStartLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limit := func(h record.Handler) time.Duration { return map[string]time.Duration{"kata": time.Second}[h.Name] }
+		s := sandboxer.NewShim(hung{newController()}, limit)
+		for name, want := range map[string]time.Duration{"kata": time.Second, "other": 2 * time.Minute} {
+			sb, begun := pod("a"), time.Now()
+			sb.Handler.Name = name
+			if _, err := s.Start(t.Context(), sb); !errdefs.IsDeadlineExceeded(err) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if took := time.Since(begun); took != want {
+				t.Errorf("%s took %s, want %s", name, took, want)
+			}
+		}
+	})
+}
+
 // A controller that does not answer says nothing of a sandbox's death.
 func TestShimSilent(t *testing.T) {
 	c := newController()
-	s := sandboxer.NewShim(c)
+	s := sandboxer.NewShim(c, nil)
 	if _, err := s.Start(t.Context(), pod("a")); err != nil {
 		t.Fatal(err)
 	}
