@@ -63,7 +63,8 @@ func TestVerdict(t *testing.T) {
 		"no goal":      {quantity{}, []float64{10}, []float64{9}, ""},
 		"no rounds":    {quantity{better: 1}, nil, nil, ""},
 		"under limit":  {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{1, 4.9}, "p99 < 5 ms: met"},
-		"over limit":   {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{1, 40}, "p99 < 5 ms: **missed**"},
+		"over limit":   {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{6, 40}, "p99 < 5 ms: **missed**"},
+		"often under":  {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{1, 40}, "p99 < 5 ms: undecided"},
 		"limit, empty": {quantity{unit: "ms", high: 0.99, below: 5}, nil, nil, ""},
 	} {
 		var s sheet

@@ -45,7 +45,7 @@ func (r report) markdown() string {
 		line("- %s", h)
 	}
 	line("")
-	line("A cell is the median, with the named quantile behind it in brackets. The ratio to %s is the median of the ratios of paired rounds, with the least and the greatest behind it; a goal that lies between these two is undecided on a machine this busy. CPU is user and system time of the daemon, everything it started and the containers, by cgroup; *machine* is all that the machine did meanwhile, the neighbours' work included.", base)
+	line("A cell is the median, with the named quantile behind it in brackets. The ratio to %s is the median of the ratios of paired rounds, with the least and the greatest behind it; a goal that lies between these two is undecided on a machine this busy, and so is a limit for a quantile that only some rounds kept. CPU is user and system time of the daemon, everything it started and the containers, by cgroup; *machine* is all that the machine did meanwhile, the neighbours' work included.", base)
 	for _, f := range r.failures {
 		line("")
 		line("**Section %s did not come to its end: what it has is incomplete.**", f)
@@ -130,6 +130,7 @@ func (m *measured) verdict(subject, base string) string {
 			return ""
 		}
 		goal, met = fmt.Sprintf("p%.0f < %g %s", m.high*100, m.below, m.unit), high < m.below
+		open = !met && m.calmest(subject) < m.below
 	case m.better > 0:
 		ratios := m.ratios(subject, base)
 		if len(ratios) == 0 {

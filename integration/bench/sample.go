@@ -42,6 +42,15 @@ func (m *measured) all(subject string) []float64 {
 	return all
 }
 
+// calmest is the high quantile of the round that has the least.
+func (m *measured) calmest(subject string) float64 {
+	least := math.Inf(1)
+	for _, values := range m.values[subject] {
+		least = min(least, quantile(slices.Sorted(slices.Values(values)), m.high))
+	}
+	return least
+}
+
 // ratios compares a subject with another, round by round: sorted quotients of
 // medians. Rounds that one of them has not are left out, and those where there
 // is nothing to divide by.
