@@ -171,7 +171,7 @@ func initServer(ic *plugin.InitContext) (any, error) {
 		return nil, err
 	}
 	ready := ic.RegisterReadiness()
-	if err := s.start(); err != nil {
+	if err := s.start(ic.Context); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	ready()

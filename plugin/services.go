@@ -362,7 +362,7 @@ func (s *services) observe() error {
 
 // start begins what goes on in the background: the operations socket first, as
 // it is what tells when something of the rest hangs.
-func (s *services) start() error {
+func (s *services) start(ctx context.Context) error {
 	s.background.Go("serve operations", s.serveOps)
 	s.background.Go("keep output", s.streams.keeper.Run)
 	s.background.Go("watch network", s.networks.Run)
@@ -383,7 +383,7 @@ func (s *services) start() error {
 		return err
 	}
 	begin := time.Now()
-	pods, containers := s.sandboxes.Recover(), s.containers.Recover()
+	pods, containers := s.sandboxes.Recover(), s.containers.Recover(ctx)
 	s.background.Go("release leftovers", func(ctx context.Context) {
 		for _, looked := range []<-chan struct{}{pods, containers} {
 			select {

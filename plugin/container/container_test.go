@@ -88,7 +88,7 @@ func strikeLife(t *testing.T, at int, fault string) {
 	if strings.HasPrefix(fault, "crash") {
 		d.bg.Stop(ctx)
 		d = w.start()
-		<-d.Recover()
+		<-d.Recover(ctx)
 	}
 	time.Sleep(time.Hour) // of the bubble: all that goes on in the background is done
 	_ = err               // a fault late in a removal may be repaired before it ends
@@ -135,7 +135,7 @@ func TestExits(t *testing.T) {
 					w.runtime.Exit(id, c.code)
 					if down {
 						d = w.start()
-						<-d.Recover()
+						<-d.Recover(ctx)
 					}
 					synctest.Wait()
 					got, err := d.Get(id)
@@ -181,7 +181,7 @@ func streamsComeLate(t *testing.T, fails int64) {
 		return errStruck, nil
 	}
 	d = w.start()
-	<-d.Recover()
+	<-d.Recover(ctx)
 	if err := d.ReopenLog(ctx, id); !errdefs.IsUnavailable(err) {
 		t.Errorf("reopen without streams: %v", err)
 	}
@@ -230,7 +230,7 @@ func TestShimDeathAndSilence(t *testing.T) {
 		d.bg.Stop(ctx)
 		resume := w.runtime.Silence(w.pod.ID)
 		d = w.start()
-		d.Recover()
+		d.Recover(ctx)
 		time.Sleep(time.Minute)
 		if c, err := d.Get(id); err != nil || c.Phase != record.ContainerRunning || d.Silent(id) {
 			t.Errorf("a shim that is silent for a minute: %s silent=%v %v", c.Phase, d.Silent(id), err)
@@ -281,7 +281,11 @@ func TestStartIsNotForgotten(t *testing.T) {
 			t.Fatal(err)
 		}
 		d = w.start()
-		<-d.Recover()
+		looked := d.Recover(ctx)
+		if c, err := d.Get(id); err != nil || c.Phase == record.ContainerCreated {
+			t.Errorf("before its runtime was asked it is %s, %v", c.Phase, err)
+		}
+		<-looked
 		time.Sleep(time.Minute)
 		c, err := d.Get(id)
 		if err != nil || c.Phase != record.ContainerExited || c.Reason != record.ReasonUnknown || c.StartedAt.IsZero() || c.FinishedAt.Before(c.StartedAt) {
@@ -289,6 +293,48 @@ func TestStartIsNotForgotten(t *testing.T) {
 		}
 		if err := d.Start(ctx, id); err == nil {
 			t.Error("it was started a second time")
+		}
+		if err := d.Remove(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		d.clean()
+	})
+}
+
+// A start that was cut off after its note and before the process was released can
+// be made again.
+func TestStartCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		d := w.start()
+		ctx := context.Background()
+		id, err := d.Create(ctx, d.request("run"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.strike = func(_ int, name string) (before, after error) {
+			if name != "note the start" {
+				return nil, nil
+			}
+			w.crash()
+			return nil, errDead
+		}
+		if err := d.Start(ctx, id); err == nil {
+			t.Fatal("the daemon did not end")
+		}
+		w.strike = nil
+		d.bg.Stop(ctx)
+		d = w.start()
+		<-d.Recover(ctx)
+		time.Sleep(time.Minute)
+		if c, err := d.Get(id); err != nil || c.Phase != record.ContainerCreated || c.Pid != 0 || !c.StartedAt.IsZero() {
+			t.Errorf("it is %s, pid %d, started %v, %v", c.Phase, c.Pid, c.StartedAt, err)
+		}
+		if err := d.Start(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		if c, err := d.Get(id); err != nil || c.Phase != record.ContainerRunning || c.Pid == 0 {
+			t.Errorf("started again it is %s, pid %d, %v", c.Phase, c.Pid, err)
 		}
 		if err := d.Remove(ctx, id); err != nil {
 			t.Fatal(err)
@@ -465,7 +511,7 @@ func TestExecsAreEnded(t *testing.T) {
 			d.bg.Stop(ctx)
 			resume := w.runtime.Silence(w.pod.ID)
 			d = w.start()
-			<-d.Recover()
+			<-d.Recover(ctx)
 			time.Sleep(time.Minute)
 			resume()
 			time.Sleep(time.Minute)

@@ -30,11 +30,12 @@ var asks = lifecycle.Backoff{First: 200 * time.Millisecond, Last: 2 * time.Secon
 //
 // Nothing is made or deleted here while the runtime does not answer for a
 // container: it keeps its phase and is asked again, and in the end it reads as unknown.
-func (s *Service) Recover() <-chan struct{} {
+func (s *Service) Recover(ctx context.Context) <-chan struct{} {
 	all := s.Store.List()
 	places := make(chan struct{}, recoverAtOnce)
 	looked := make(chan struct{}, len(all))
 	for _, c := range all {
+		c = s.asNoted(ctx, c)
 		if c.Phase == record.ContainerRunning {
 			s.enter(c.ID)
 		}
@@ -101,21 +102,32 @@ func (s *Service) recoverOne(ctx context.Context, id string) error {
 		return fmt.Errorf("ask the container's runtime: %w", err)
 	}
 	if c.Phase == record.ContainerCreated {
-		started, err := s.Streams.NotedStart(id)
-		if err != nil {
-			return fmt.Errorf("ask whether the container was started: %w", err)
-		}
-		if started.IsZero() {
-			s.leave(id)
-			return s.Streams.Remove(ctx, id)
-		}
-		// Lost with its runtime, and not to be run a second time.
-		c, err = s.Store.MoveSoon(ctx, id, record.Released, func(r *record.Container) { r.StartedAt = started })
-		if err != nil {
-			return err
-		}
+		s.leave(id)
+		return s.Streams.Remove(ctx, id)
 	}
 	return s.settleEnd(ctx, c, s.attachStream(ctx, c), ending{err: err})
+}
+
+// asNoted makes a container run whose start is noted and was not on disk when the
+// daemon ended: it is not to be started a second time, nor to be listed as one
+// that could be, until its runtime has been asked.
+func (s *Service) asNoted(ctx context.Context, c record.Container) record.Container {
+	if c.Phase != record.ContainerCreated {
+		return c
+	}
+	at, err := s.Streams.NotedStart(c.ID)
+	if err == nil && at.IsZero() {
+		return c
+	}
+	var noted record.Container
+	if err == nil {
+		noted, err = s.Store.MoveSoon(ctx, c.ID, record.Released, func(r *record.Container) { r.StartedAt = at })
+	}
+	if err != nil {
+		log.G(ctx).WithField("container", c.ID).WithError(err).Warn("whether the container was started is not known")
+		return c
+	}
+	return noted
 }
 
 // noteSilence is for a container whose runtime does not answer.
@@ -151,7 +163,7 @@ func (s *Service) discard(ctx context.Context, c record.Container) error {
 // rejoin goes on with a container that has a task.
 func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error {
 	state, err := t.State(ctx)
-	if c.Phase == record.ContainerCreated && (errdefs.IsNotFound(err) || err == nil && state.Status == TaskCreated) {
+	if err == nil && state.Status == TaskCreated || errdefs.IsNotFound(err) && c.Phase == record.ContainerCreated {
 		return s.forgetStart(ctx, c)
 	}
 	if err != nil {
@@ -159,10 +171,13 @@ func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error 
 		return fmt.Errorf("ask the container's runtime: %w", err)
 	}
 	l := s.attachStream(ctx, c)
-	if c.Phase == record.ContainerCreated {
+	if c.Pid == 0 {
 		// Released, and the daemon ended before it could say so.
 		c, err = s.Store.MoveSoon(ctx, c.ID, record.Released, func(r *record.Container) {
-			r.Pid, r.StartedAt = state.Pid, startOf(state)
+			r.Pid = state.Pid
+			if r.StartedAt.IsZero() {
+				r.StartedAt = startOf(state)
+			}
 		})
 		if err != nil {
 			return err
@@ -182,6 +197,12 @@ func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error 
 func (s *Service) forgetStart(ctx context.Context, c record.Container) error {
 	if err := s.Tasks.Release(ctx, c); err != nil {
 		return err
+	}
+	if c.Phase == record.ContainerRunning { // it was only noted
+		_, err := s.Store.MoveSoon(ctx, c.ID, record.TakenBack, func(r *record.Container) { r.Pid, r.StartedAt = 0, time.Time{} })
+		if err != nil {
+			return err
+		}
 	}
 	s.leave(c.ID)
 	return s.Streams.Remove(ctx, c.ID)

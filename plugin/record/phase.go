@@ -63,6 +63,8 @@ const (
 	Prepared ContainerEvent = "prepared"
 	// Released: the process runs.
 	Released ContainerEvent = "released"
+	// TakenBack: what was taken for released had not been.
+	TakenBack ContainerEvent = "taken back"
 	// Exited: the process ended, could not be started, or the creation failed
 	// with something left to release.
 	Exited ContainerEvent = "exited"
@@ -71,7 +73,7 @@ const (
 var containerMoves = map[ContainerPhase]map[ContainerEvent]ContainerPhase{
 	ContainerCreating: {Prepared: ContainerCreated, Exited: ContainerExited},
 	ContainerCreated:  {Released: ContainerRunning, Exited: ContainerExited},
-	ContainerRunning:  {Exited: ContainerExited},
+	ContainerRunning:  {Released: ContainerRunning, TakenBack: ContainerCreated, Exited: ContainerExited},
 	// A second report of the same exit changes nothing.
 	ContainerExited: {Exited: ContainerExited},
 }

@@ -35,15 +35,15 @@ func TestPhases(t *testing.T) {
 
 func TestContainerPhases(t *testing.T) {
 	const no = record.ContainerPhase("")
-	for _, c := range []struct{ from, prepared, released, exited record.ContainerPhase }{
-		{record.ContainerCreating, record.ContainerCreated, no, record.ContainerExited},
-		{record.ContainerCreated, no, record.ContainerRunning, record.ContainerExited},
-		{record.ContainerRunning, no, no, record.ContainerExited},
-		{record.ContainerExited, no, no, record.ContainerExited},
-		{"unknown", no, no, no},
+	for _, c := range []struct{ from, prepared, released, takenBack, exited record.ContainerPhase }{
+		{record.ContainerCreating, record.ContainerCreated, no, no, record.ContainerExited},
+		{record.ContainerCreated, no, record.ContainerRunning, no, record.ContainerExited},
+		{record.ContainerRunning, no, record.ContainerRunning, record.ContainerCreated, record.ContainerExited},
+		{record.ContainerExited, no, no, no, record.ContainerExited},
+		{"unknown", no, no, no, no},
 	} {
 		for e, want := range map[record.ContainerEvent]record.ContainerPhase{
-			record.Prepared: c.prepared, record.Released: c.released, record.Exited: c.exited, "bogus": no,
+			record.Prepared: c.prepared, record.Released: c.released, record.TakenBack: c.takenBack, record.Exited: c.exited, "bogus": no,
 		} {
 			got, err := c.from.Next(e)
 			if want == no && (!errdefs.IsFailedPrecondition(err) || got != c.from) {
