@@ -13,6 +13,8 @@ REVISION      := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unkno
 FUZZTIME      ?= 10000x
 TEST_TIMEOUT  ?= 28m
 RUN           ?=
+# Tests against a daemon wait more than they work.
+PARALLEL      ?= $(shell echo $$(($$(nproc) + 1)))
 OUT           := out
 
 CTRD_VERSION  := github.com/containerd/containerd/v2/version
@@ -119,7 +121,7 @@ unit: generated ## tests that need no daemon; RUN=regexp picks some
 integration: race pinned bin/shim1/containerd-shim-runc-v2 bin/stock/containerd ## tests against a real daemon; RUN=regexp picks some (root)
 	@mkdir -p $(OUT) && rm -f $(OUT)/integration.jsonl
 	GANTRY_BIN=$(CURDIR)/bin/race:$(CURDIR)/bin go run ./tools/testrun -o $(OUT)/integration.jsonl -- \
-		-race -count=1 -p 1 -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(INTEGRATION_PKGS)
+		-race -count=1 -p 1 -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(INTEGRATION_PKGS)
 
 # Not race-built: the emulation is slow enough. VM_RUN is what make vm-test runs
 # unless RUN says otherwise.

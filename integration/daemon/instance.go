@@ -24,7 +24,7 @@ var (
 	// stopTimeout is what a daemon has to end after SIGTERM.
 	stopTimeout = Patience(30 * time.Second)
 	// settleTimeout is what the machine has to become as it was.
-	settleTimeout = Patience(15 * time.Second)
+	settleTimeout = Patience(45 * time.Second)
 )
 
 // raceLog opens the names of the files that a race-built program writes.

@@ -179,6 +179,7 @@ func TestIMG_05_RemoveImage(t *testing.T) {
 
 // TestIMG_06_ImageFsInfo: the numbers follow what is on the disk.
 func TestIMG_06_ImageFsInfo(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	info := func() *cri.FilesystemUsage {
 		t.Helper()
@@ -356,6 +357,7 @@ func TestIMM_29_RemovalWhileInUse(t *testing.T) {
 
 // TestIMM_30_GarbageCollection: what is removed leaves the disk.
 func TestIMM_30_GarbageCollection(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	r := registry.StartT(t, registry.Options{})
 	cycle := func(n int) {

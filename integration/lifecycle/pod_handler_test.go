@@ -231,6 +231,7 @@ func TestRTH_11_ShimCrash(t *testing.T) {
 // and its shim died has ended. It is not one that may still be started, although
 // its start need not have reached the disk.
 func TestRTH_11_ShimAndDaemonCrash(t *testing.T) {
+	t.Parallel()
 	d := start(t)
 	p := runPod(d, "orphaned")
 	ctr, err := p.create(d, daemon.ContainerConfig("main", plain(t, d)))

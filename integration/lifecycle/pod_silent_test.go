@@ -35,6 +35,7 @@ func silence(t *testing.T, pod string) int {
 // TestRTH_11_SilentShim: a pod whose shim does not answer can be stopped and
 // removed, and nobody else's shim suffers. The host is clean afterwards.
 func TestRTH_11_SilentShim(t *testing.T) {
+	t.Parallel()
 	for name, restart := range map[string]bool{"same daemon": false, "after a restart": true} {
 		t.Run(name, func(t *testing.T) {
 			d := start(t)

@@ -313,6 +313,7 @@ func TestSTR_07_OneTimeURL(t *testing.T) {
 // TestSTR_08_ListenerAndTimeouts: the address is the configured one, and a
 // client that does nothing is dropped.
 func TestSTR_08_ListenerAndTimeouts(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -342,6 +343,7 @@ func TestSTR_08_ListenerAndTimeouts(t *testing.T) {
 }
 
 func TestSTR_09_TLS(t *testing.T) {
+	t.Parallel()
 	t.Run("self-signed", func(t *testing.T) {
 		b := newBoxOn(t, start(t, daemon.Set(true, "plugins", daemon.CRIPlugin, "enable_tls_streaming")))
 		b.tlsExec(rest.TLSClientConfig{Insecure: true})
@@ -379,6 +381,7 @@ func identified(ca []byte, cert, key string) rest.TLSClientConfig {
 // TestSTR_10_TLSPolicy: only clients with a certificate of the right authority,
 // and with a version and a suite that are allowed, get through.
 func TestSTR_10_TLSPolicy(t *testing.T) {
+	t.Parallel()
 	cert, key, ca := keyPair(t)
 	host := func(b *box) string {
 		u, err := url.Parse(b.execURL(&cri.ExecRequest{ContainerId: b.run(b.sleeper("any")), Cmd: []string{"true"}, Stdout: true}))
@@ -431,6 +434,7 @@ func TestSTR_10_TLSPolicy(t *testing.T) {
 // TestSTR_11_TLSReload: key pair and authority of clients are exchanged while the
 // daemon runs. New connections go by the new ones, and a session goes on.
 func TestSTR_11_TLSReload(t *testing.T) {
+	t.Parallel()
 	cert, key, ca := keyPair(t)
 	client, clientKey, _ := keyPair(t)
 	authority := filepath.Join(t.TempDir(), "ca.pem")
@@ -678,7 +682,7 @@ func TestSTR_15_SlowClient(t *testing.T) {
 	c.Stdin = true
 	id := b.run(c)
 	slow := &slowWriter{}
-	slow.pace.Store(int64(time.Hour))
+	slow.hold(func(time.Time) bool { return true })
 	address := b.attachURL(&cri.AttachRequest{ContainerId: id, Stdout: true})
 	done := make(chan error, 1)
 	go func() {
@@ -688,7 +692,7 @@ func TestSTR_15_SlowClient(t *testing.T) {
 	fast.write("go\n")
 	b.logged(id, "said some")
 	fast.says("said some")
-	slow.pace.Store(0)
+	slow.hold(nil)
 	for n, all := int64(0), int64(some+len("\nsaid some\n")); n < all; n = slow.n.Load() {
 		eventually(t, ample, func() error { // on a busy machine all of it may take longer
 			if slow.n.Load() == n {
@@ -697,10 +701,16 @@ func TestSTR_15_SlowClient(t *testing.T) {
 			return nil
 		})
 	}
-	slow.pace.Store(int64(20 * time.Millisecond))
+	// From now on it stays behind by more than is kept for it and what is on the
+	// way, without ever standing still.
+	log := b.status(id).LogPath
+	slow.hold(func(begin time.Time) bool {
+		info, err := os.Stat(log)
+		return err == nil && info.Size()-slow.n.Load() < 30<<20 && time.Since(begin) < 100*time.Millisecond
+	})
 	fast.write("go\n")
 	b.logged(id, "said much")
-	slow.pace.Store(0)
+	slow.hold(nil)
 	select {
 	case err := <-done:
 		t.Fatalf("the slow client was sent away: %v", err)
@@ -723,15 +733,23 @@ func TestSTR_15_SlowClient(t *testing.T) {
 	}
 }
 
-// slowWriter takes its time for every write.
+// slowWriter takes its time for every write: as long as what it was told to be
+// held by says so of a write that began then.
 type slowWriter struct {
-	n    atomic.Int64
-	pace atomic.Int64 // nanoseconds for each write
+	n     atomic.Int64
+	holds atomic.Pointer[func(begin time.Time) bool]
+}
+
+func (w *slowWriter) hold(f func(begin time.Time) bool) {
+	if f == nil {
+		f = func(time.Time) bool { return false }
+	}
+	w.holds.Store(&f)
 }
 
 // Write implements io.Writer.
 func (w *slowWriter) Write(p []byte) (int, error) {
-	for begin := time.Now(); time.Since(begin) < time.Duration(w.pace.Load()); time.Sleep(time.Millisecond) {
+	for begin := time.Now(); (*w.holds.Load())(begin); time.Sleep(time.Millisecond) {
 	}
 	w.n.Add(int64(len(p)))
 	return len(p), nil
