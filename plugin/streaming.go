@@ -108,18 +108,28 @@ func (x sessions) PortForward(ctx context.Context, sandboxID string, port int32,
 	if sb.Phase != record.Ready {
 		return fmt.Errorf("sandbox %s is %s: %w", sb.ID, sb.Phase, errdefs.ErrFailedPrecondition)
 	}
+	return stream.Forward(ctx, places(sb), port, conn)
+}
+
+// places are where a pod's ports are served: on its loopback, or else, when its
+// runtime brings a network of its own, which the kernel's loopback does not lead
+// into, at its addresses.
+func places(sb record.Sandbox) []stream.Place {
 	dialer := &net.Dialer{}
-	dial := dialer.DialContext
-	if !sb.HostNetwork() {
-		// The socket is made in the pod's network; what it carries may be
-		// moved from anywhere.
-		dial = func(ctx context.Context, proto, addr string) (c net.Conn, err error) {
-			err = network.Do(sb.Network.NetNS, func() error {
-				c, err = dialer.DialContext(ctx, proto, addr)
-				return err
-			})
-			return c, err
-		}
+	if sb.HostNetwork() {
+		return stream.Loopback(dialer.DialContext)
 	}
-	return stream.Forward(ctx, dial, port, conn)
+	// The socket is made in the pod's network; what it carries may be moved from
+	// anywhere.
+	all := stream.Loopback(func(ctx context.Context, proto, addr string) (c net.Conn, err error) {
+		err = network.Do(sb.Network.NetNS, func() error {
+			c, err = dialer.DialContext(ctx, proto, addr)
+			return err
+		})
+		return c, err
+	})
+	for _, ip := range sb.Network.IPs {
+		all = append(all, stream.Place{IP: ip, Dial: dialer.DialContext})
+	}
+	return all
 }

@@ -22,16 +22,26 @@ const (
 	finishTime = 5 * time.Second
 )
 
-// Dialer connects to an address inside a pod.
+// Dialer connects to an address.
 type Dialer func(ctx context.Context, network, address string) (net.Conn, error)
 
-// Forward connects conn to a port of the pod's loopback, IPv4 or else IPv6, and
+// Place is where a pod's ports may be served: an IP address, and from where to
+// connect to it.
+type Place struct {
+	IP   string
+	Dial Dialer
+}
+
+// Loopback are the places of a pod's loopback, IPv4 first.
+func Loopback(dial Dialer) []Place { return []Place{{"127.0.0.1", dial}, {"::1", dial}} }
+
+// Forward connects conn to a port at the first of the places that serves it, and
 // copies both ways until the server has ended its side and all it said is
 // written, or either is gone, or ctx ends. The end of the client's side is
 // passed on. It returns nil for every end of a connection that was made, save
 // one by ctx or a failure of the server.
-func Forward(ctx context.Context, dial Dialer, port int32, conn io.ReadWriteCloser) error {
-	server, err := dialLocal(ctx, dial, port)
+func Forward(ctx context.Context, places []Place, port int32, conn io.ReadWriteCloser) error {
+	server, err := connect(ctx, places, port)
 	if err != nil {
 		reset(conn)
 		return fmt.Errorf("forward port %d: %w", port, err)
@@ -43,11 +53,11 @@ func Forward(ctx context.Context, dial Dialer, port int32, conn io.ReadWriteClos
 	return nil
 }
 
-func dialLocal(ctx context.Context, dial Dialer, port int32) (net.Conn, error) {
+func connect(ctx context.Context, places []Place, port int32) (net.Conn, error) {
 	var errs []error
-	for _, to := range []struct{ network, host string }{{"tcp4", "127.0.0.1"}, {"tcp6", "::1"}} {
+	for _, p := range places {
 		dctx, cancel := context.WithTimeout(ctx, dialTimeout)
-		c, err := dial(dctx, to.network, net.JoinHostPort(to.host, fmt.Sprint(port)))
+		c, err := p.Dial(dctx, "tcp", net.JoinHostPort(p.IP, fmt.Sprint(port)))
 		cancel()
 		if err == nil {
 			return c, nil

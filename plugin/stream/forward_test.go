@@ -16,8 +16,10 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -107,8 +109,33 @@ func forwardTo(t *testing.T, ctx context.Context, port int32) (*net.TCPConn, <-c
 	near, far := tcpPair(t)
 	done := make(chan error, 1)
 	var d net.Dialer
-	go func() { done <- Forward(ctx, d.DialContext, port, half{far}) }()
+	go func() { done <- Forward(ctx, Loopback(d.DialContext), port, half{far}) }()
 	return near, done
+}
+
+// A place that nobody serves is passed over; the next is asked its own way.
+func TestForwardPlaces(t *testing.T) {
+	baseline(t)
+	port := podServer(t, "127.0.0.1:0", func(c *net.TCPConn) { io.WriteString(c, "hello") })
+	var d net.Dialer
+	var asked []string
+	refuse := func(_ context.Context, _, address string) (net.Conn, error) {
+		asked = append(asked, address)
+		return nil, syscall.ECONNREFUSED
+	}
+	serve := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return d.DialContext(ctx, network, fmt.Sprint("127.0.0.1:", port))
+	}
+	near, far := tcpPair(t)
+	done := make(chan error, 1)
+	go func() {
+		done <- Forward(t.Context(), append(Loopback(refuse), Place{"192.0.2.1", serve}), 80, half{far})
+	}()
+	got, err := io.ReadAll(near)
+	near.Close()
+	if err := errors.Join(err, <-done); err != nil || string(got) != "hello" || !slices.Equal(asked, []string{"127.0.0.1:80", "[::1]:80"}) {
+		t.Errorf("got %q, %v, after asking %q", got, err, asked)
+	}
 }
 
 // half closes as a SPDY stream does: Close ends one direction, Reset both.

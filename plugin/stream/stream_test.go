@@ -103,7 +103,7 @@ func (f *fake) PortForward(ctx context.Context, _ string, port int32, conn io.Re
 	f.active.Add(1)
 	defer f.active.Add(-1)
 	defer f.conns.Add(1)
-	return Forward(ctx, f.dial, port, conn)
+	return Forward(ctx, Loopback(f.dial), port, conn)
 }
 
 func serve(t *testing.T, cfg Config, rt Runtime, tune ...func(*Server)) *Server {
