@@ -66,6 +66,9 @@ bin/shim1/containerd-shim-runc-v2: tools/shim1/go.mod tools/shim1/go.sum
 	@mkdir -p $(@D)
 	CGO_ENABLED=0 go build -C tools/shim1 $(GOFLAGS_BUILD) -ldflags '-s -w' -o $(CURDIR)/$@ github.com/containerd/containerd/cmd/$(@F)
 
+bin/gvisor/runsc: tools/gvisor/go.mod tools/gvisor/go.sum scripts/build-gvisor
+	scripts/build-gvisor $(@D)
+
 bin/stock/containerd: tools/stock/go.mod tools/stock/go.sum
 	@mkdir -p $(@D)
 	go build -C tools/stock $(GOFLAGS_BUILD) -ldflags '-s -w -X $(CTRD_VERSION).Version=$(CONTAINERD)' -o $(CURDIR)/$@ github.com/containerd/containerd/v2/cmd/containerd
@@ -76,6 +79,9 @@ $(CNI:%=bin/cni/%): bin/cni/%: tools/cni/go.mod tools/cni/go.sum
 
 .PHONY: stock
 stock: bin/stock/containerd ## bin/stock/: containerd of the same release with its own CRI service
+
+.PHONY: others
+others: bin/shim1/containerd-shim-runc-v2 bin/gvisor/runsc bin/stock/containerd ## what the tests have beside ours: an older shim, gVisor, stock containerd
 
 .PHONY: race
 race: generated ## bin/race/: what the tests run, with the race detector
@@ -118,7 +124,7 @@ unit: generated ## tests that need no daemon; RUN=regexp picks some
 	go run ./tools/testrun -o $(OUT)/unit.jsonl -- -race -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(UNIT_PKGS)
 
 .PHONY: integration
-integration: race pinned bin/shim1/containerd-shim-runc-v2 bin/stock/containerd ## tests against a real daemon; RUN=regexp picks some (root)
+integration: race pinned others ## tests against a real daemon; RUN=regexp picks some (root)
 	@mkdir -p $(OUT) && rm -f $(OUT)/integration.jsonl
 	GANTRY_BIN=$(CURDIR)/bin/race:$(CURDIR)/bin go run ./tools/testrun -o $(OUT)/integration.jsonl -- \
 		-race -count=1 -p 1 -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(INTEGRATION_PKGS)

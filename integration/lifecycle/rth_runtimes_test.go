@@ -84,7 +84,7 @@ func runtimesKnown(t *testing.T, d *daemon.Daemon, crun, old string) (known map[
 // wholeLife runs containers with output, commands, exit codes and stops.
 func wholeLife(t *testing.T, d *daemon.Daemon, p pod) {
 	t.Helper()
-	main := p.run(d, daemon.ContainerConfig("main", plain(t, d), "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.1; done"))
+	main := p.run(d, daemon.ContainerConfig("main", plain(t, d), "sh", "-c", "trap 'exit 9' TERM; touch /tmp/ready; while :; do sleep 0.1; done"))
 	stubborn := p.run(d, daemon.ContainerConfig("stubborn", plain(t, d), "sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"))
 	ends := p.run(d, daemon.ContainerConfig("ends", plain(t, d), "sh", "-c", "echo out; echo err >&2; exit 7"))
 	if s := waitExited(t, d, ends); s.ExitCode != 7 || logText(t, s.LogPath, "stdout") != "out\n" || logText(t, s.LogPath, "stderr") != "err\n" {
@@ -106,7 +106,7 @@ func wholeLife(t *testing.T, d *daemon.Daemon, p pod) {
 	if err == nil || !strings.Contains(err.Error(), "/no/such/program") {
 		t.Errorf("a container without its program: %v", err)
 	}
-	begun(t, pidOf(t, d, main))
+	waitFile(t, d, main, "/tmp/ready")
 	for _, stop := range []struct {
 		id    string
 		grace int64
