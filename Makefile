@@ -131,18 +131,22 @@ integration: race pinned others ## tests against a real daemon; RUN=regexp picks
 
 # Not race-built: the emulation is slow enough. VM_RUN is what make vm-test runs
 # unless RUN says otherwise.
-VM_RUN        ?= POD_09|RES_09|RES_1[3456]|RES_20|RES_3[012]|LIF_13|AppArmor|CTR_28|MNT_23
+VM_RUN        ?= POD_09|RES_0[89]|RES_1[13456]|RES_20|RES_3[0123]|LIF_13|AppArmor|CTR_28|MNT_23
 # What it runs once more on control groups of version 1.
 VM_V1_RUN     ?= RES_1[46]
 VM_V1_KERNEL   = systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1
+# And with SELinux in place of AppArmor.
+VM_SELINUX_RUN ?= POD_18_L|MNT_07|SEC_21_L|SEC_2[2-5]_|CTR_28_SEL
+VM_SELINUX_KERNEL = security=selinux
 VM_TIMEOUT    ?= 30m
 VM_TEST        = GANTRY_BIN=$(CURDIR)/bin GANTRY_VM=$(CURDIR)/bin/vm GANTRY_PATIENCE=8 go run ./tools/testrun
 VM_FLAGS       = -exec $(CURDIR)/bin/vmexec -count=1 -v -parallel 4 -timeout $(VM_TIMEOUT)
 .PHONY: vm-test
-vm-test: commands pinned bin/vmexec vm ## tests that need systemd and cgroup v2, in a virtual machine; RUN=regexp picks some (root)
+vm-test: commands pinned bin/vmexec vm ## tests that need systemd, cgroup v2, AppArmor or SELinux, in a virtual machine; RUN=regexp picks some (root)
 	@mkdir -p $(OUT) && rm -f $(OUT)/vm*.jsonl
 	@rc=0; $(VM_TEST) -o $(OUT)/vm.jsonl -- $(VM_FLAGS) -run '$(or $(RUN),$(VM_RUN))' ./integration/lifecycle || rc=1; \
-	GANTRY_VM_KERNEL='$(VM_V1_KERNEL)' $(VM_TEST) -o $(OUT)/vm-v1.jsonl -- $(VM_FLAGS) -run '$(or $(RUN),$(VM_V1_RUN))' ./integration/lifecycle || rc=1; exit $$rc
+	GANTRY_VM_KERNEL='$(VM_V1_KERNEL)' $(VM_TEST) -o $(OUT)/vm-v1.jsonl -- $(VM_FLAGS) -run '$(or $(RUN),$(VM_V1_RUN))' ./integration/lifecycle || rc=1; \
+	GANTRY_VM_KERNEL='$(VM_SELINUX_KERNEL)' $(VM_TEST) -o $(OUT)/vm-selinux.jsonl -- $(VM_FLAGS) -run '$(or $(RUN),$(VM_SELINUX_RUN))' ./integration/lifecycle || rc=1; exit $$rc
 
 .PHONY: vm
 vm:

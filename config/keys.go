@@ -166,6 +166,8 @@ var runtimeKeys = []Key{
 		Doc: "Give each pod an SELinux label of its own, where the kernel has SELinux and a policy for containers."},
 	{Plugin: RuntimePlugin, Path: "selinux_category_range", Default: int64(1024), same: []any{int64(0)},
 		Doc: "Upper bound of the categories in SELinux labels. 0 means 1024."},
+	{Plugin: RuntimePlugin, Path: "hostnetwork_disable_selinux", Default: false, own: true,
+		Doc: "gantry's own, as CRI-O has it. Give the processes of pods with the host's network no SELinux label, unless a type is asked for; so it always is with the host's processes or IPC."},
 	{Plugin: RuntimePlugin, Path: "max_container_log_line_size", Default: int64(16 * 1024),
 		Doc: "Longer lines are split in the container log, in bytes. 0 or less means no limit."},
 	{Plugin: RuntimePlugin, Path: logSizeMax, Default: int64(0), own: true,

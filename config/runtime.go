@@ -26,7 +26,10 @@ type Runtime struct {
 
 	EnableSELinux        bool
 	SELinuxCategoryRange int
-	DisableAppArmor      bool
+	// HostNetworkDisableSELinux leaves pods with the host's network without
+	// a label.
+	HostNetworkDisableSELinux bool
+	DisableAppArmor           bool
 	// UnsetSeccompProfile is "" or "unconfined", "runtime/default",
 	// "docker/default", or "localhost/" and an absolute path.
 	UnsetSeccompProfile string
@@ -178,6 +181,9 @@ func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
 	return out, warnings, nil
 }
 
+// maxCategories is how many there are in SELinux policies.
+const maxCategories = 1024
+
 // runtimeFlags reads the keys that stand for themselves.
 func runtimeFlags(v values) Runtime {
 	out := Runtime{
@@ -185,6 +191,7 @@ func runtimeFlags(v values) Runtime {
 		IgnoreRDTNotEnabledErrors:          v.bool("containerd.ignore_rdt_not_enabled_errors"),
 		EnableSELinux:                      v.bool("enable_selinux"),
 		SELinuxCategoryRange:               v.int("selinux_category_range"),
+		HostNetworkDisableSELinux:          v.bool("hostnetwork_disable_selinux"),
 		DisableAppArmor:                    v.bool("disable_apparmor"),
 		UnsetSeccompProfile:                v.str("unset_seccomp_profile"),
 		RestrictOOMScoreAdj:                v.bool("restrict_oom_score_adj"),
@@ -207,7 +214,7 @@ func runtimeFlags(v values) Runtime {
 		EnableCRIU:                         v.bool("enable_criu"),
 	}
 	if out.SELinuxCategoryRange == 0 {
-		out.SELinuxCategoryRange = 1024
+		out.SELinuxCategoryRange = maxCategories
 	}
 	return out
 }
@@ -221,6 +228,9 @@ func (w *walker) checkRuntime(r Runtime) {
 		w.fail([]string{"containerd", "default_runtime_name"}, "%q is not configured under runtimes", r.DefaultHandler)
 	}
 	w.notNegative(r.SELinuxCategoryRange, "selinux_category_range")
+	if r.EnableSELinux && (r.SELinuxCategoryRange == 1 || r.SELinuxCategoryRange > maxCategories) {
+		w.fail([]string{"selinux_category_range"}, "%d: a pod has two categories, of %d at most", r.SELinuxCategoryRange, maxCategories)
+	}
 	for _, dir := range r.CDISpecDirs {
 		w.absolute(dir, "cdi_spec_dirs")
 	}

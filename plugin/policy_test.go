@@ -23,7 +23,8 @@ func TestCVE_2021_43816_OnlyAskedVolumesAreRelabelled(t *testing.T) {
 		{HostPath: "/link", ContainerPath: "/etc/resolv.conf", SelinuxRelabel: true},
 	}
 	resolved := []facts.Mount{{Source: "/etc/passwd"}, {Source: "/volume"}, {Source: "/etc/shadow"}, {Source: "/real"}}
-	if got := relabelled(asked, resolved); !slices.Equal(got, []string{"/volume", "/real"}) {
+	own := []facts.Mount{{Source: "/copy", Destination: "/data"}}
+	if got := relabelled(asked, resolved, own); !slices.Equal(got, []string{"/volume", "/real", "/copy"}) {
 		t.Errorf("relabelled are %q", got)
 	}
 }

@@ -272,7 +272,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	gen := &generator{
 		handlers: s.handlers, containers: s.store.Containers, files: files, userns: s.userns, host: n.facts, policy: policyOf(cfg.runtime),
 		entries: cfg.runtime.Containers.PasswdEntries,
-		devices: cdi.New(cfg.runtime.CDISpecDirs), hooksDirs: cfg.runtime.HooksDirs,
+		devices: cdi.New(cfg.runtime.CDISpecDirs), labels: labels.Labels, hooksDirs: cfg.runtime.HooksDirs,
 	}
 	hierarchies, err := runtime.NewHierarchies()
 	if err != nil {
@@ -508,7 +508,8 @@ func policyOf(c config.Runtime) spec.Policy {
 		DefaultSysctls:     c.DefaultSysctls,
 		IgnoreImageVolumes: c.IgnoreImageDefinedVolumes,
 		DisableAppArmor:    c.DisableAppArmor, DeviceOwnership: c.DeviceOwnershipFromSecurityContext,
-		SeccompProfile: c.Containers.SeccompProfile, Defaults: defaultsOf(c.Containers),
+		HostNetworkDisableSELinux: c.HostNetworkDisableSELinux,
+		SeccompProfile:            c.Containers.SeccompProfile, Defaults: defaultsOf(c.Containers),
 	}
 }
 

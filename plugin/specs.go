@@ -34,6 +34,7 @@ type generator struct {
 	files      *podfiles.Files
 	userns     *userns.Namespaces
 	devices    *cdi.Devices
+	labels     *selinux.Labels
 	hooksDirs  []string
 	host       facts.Host
 	policy     spec.Policy
@@ -79,6 +80,9 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if err != nil {
 		return container.Spec{}, err
 	}
+	if in.Systemd && !spec.SELinuxType(in.Pod, cfg) {
+		in.Labels = g.labels.Init(in.Labels)
+	}
 	if err := g.write(req.Container, missing, &in); err != nil {
 		return container.Spec{}, err
 	}
@@ -87,17 +91,24 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 		return container.Spec{}, err
 	}
 	// Last, as it changes what is the user's.
-	return out, selinux.Relabel(in.Labels.Mount, relabelled(cfg.GetMounts(), in.Mounts))
+	return out, selinux.Relabel(in.Labels, relabelled(cfg.GetMounts(), in.Mounts, in.Volumes), in.Pod.GetAnnotations()[trySkipRelabel] == "true")
 }
+
+// trySkipRelabel is CRI-O's annotation of a pod with large volumes that have
+// their label from before.
+const trySkipRelabel = "io.kubernetes.cri-o.TrySkipVolumeSELinuxLabel"
 
 // relabelled are the volumes that are to have the container's label: those for
 // which it is asked, by their own paths on the host, and no file of the pod
-// that happens to be mounted in the same place.
-func relabelled(asked []*cri.Mount, resolved []facts.Mount) (paths []string) {
+// that happens to be mounted in the same place; and those that are its own.
+func relabelled(asked []*cri.Mount, resolved, own []facts.Mount) (paths []string) {
 	for i, m := range asked {
 		if m.GetSelinuxRelabel() {
 			paths = append(paths, resolved[i].Source)
 		}
+	}
+	for _, m := range own {
+		paths = append(paths, m.Source)
 	}
 	return paths
 }

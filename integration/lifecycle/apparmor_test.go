@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/integration/daemon"
@@ -106,4 +107,96 @@ func TestSEC_20_AppArmorLoaded(t *testing.T) {
 		}
 		b.Exec(id, "touch", "/tmp/allowed")
 	}
+}
+
+// appArmorOf is what a process is confined by.
+func appArmorOf(t *testing.T, pid int) string {
+	t.Helper()
+	begun(t, pid)
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/attr/current", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// TestPOD_24_SandboxAppArmor: the sandbox's process has the profile that the pod
+// asks for, which is not that of its containers. One that is not loaded refuses
+// the pod.
+func TestPOD_24_SandboxAppArmor(t *testing.T) {
+	needAppArmor(t)
+	const name = "gantry-test-sandbox"
+	loadProfile(t, name)
+	d := shared(t)
+	profile := func(kind cri.SecurityProfile_ProfileType, ref string) func(*cri.PodSandboxConfig) {
+		return func(c *cri.PodSandboxConfig) {
+			c.Linux.SecurityContext.Apparmor = &cri.SecurityProfile{ProfileType: kind, LocalhostRef: ref}
+		}
+	}
+	for what, row := range map[string]struct {
+		edit func(*cri.PodSandboxConfig)
+		want string
+	}{
+		"not-said":   {func(*cri.PodSandboxConfig) {}, defaultAppArmorProfile + " (enforce)"},
+		"default":    {profile(cri.SecurityProfile_RuntimeDefault, ""), defaultAppArmorProfile + " (enforce)"},
+		"unconfined": {profile(cri.SecurityProfile_Unconfined, ""), "unconfined"},
+		"localhost":  {profile(cri.SecurityProfile_Localhost, name), name + " (enforce)"},
+		"privileged": {privileged, "unconfined"},
+	} {
+		p := runPod(d, what, row.edit)
+		if got := appArmorOf(t, pidOf(t, d, p.id)); got != row.want {
+			t.Errorf("%s: the sandbox has %q, want %q", what, got, row.want)
+		}
+		if what == "localhost" {
+			b := &box{Daemon: d, t: t, image: plain(t, d), config: p.config, pod: p.id}
+			if got := appArmorOf(t, b.pid(b.run(b.sleeper("app")))); got != defaultAppArmorProfile+" (enforce)" {
+				t.Errorf("the container has %q", got)
+			}
+		}
+	}
+	for what, row := range map[string]struct {
+		edit  func(*cri.PodSandboxConfig)
+		code  codes.Code
+		words string
+	}{
+		"not-loaded": {profile(cri.SecurityProfile_Localhost, "gantry-no-such-profile"), codes.FailedPrecondition, `"gantry-no-such-profile" is not loaded`},
+		"no-name":    {profile(cri.SecurityProfile_Localhost, ""), codes.InvalidArgument, "security_context.apparmor.localhost_ref"},
+		"no-kind":    {profile(9, ""), codes.InvalidArgument, "security_context.apparmor.profile_type"},
+	} {
+		config := d.PodConfig(what)
+		row.edit(config)
+		if _, err := d.StartPod(t.Context(), config, ""); err == nil || !strings.Contains(err.Error(), row.code.String()) || !strings.Contains(err.Error(), row.words) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// TestPOD_25_OldAppArmorString: a container's string is understood where there
+// is no typed field, which goes first.
+func TestPOD_25_OldAppArmorString(t *testing.T) {
+	needAppArmor(t)
+	const name = "gantry-test-old"
+	loadProfile(t, name)
+	b := newBox(t)
+	with := func(name, old string, typed *cri.SecurityProfile) *cri.ContainerConfig {
+		c := b.sleeper(name)
+		c.Linux.SecurityContext.Apparmor, c.Linux.SecurityContext.ApparmorProfile = typed, old //nolint:staticcheck // kubelets of old send it
+		return c
+	}
+	for what, row := range map[string]struct {
+		old   string
+		typed *cri.SecurityProfile
+		want  string
+	}{
+		"default":    {"runtime/default", nil, defaultAppArmorProfile + " (enforce)"},
+		"unconfined": {"unconfined", nil, "unconfined"},
+		"localhost":  {"localhost/" + name, nil, name + " (enforce)"},
+		"both":       {"localhost/" + name, &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}, "unconfined"},
+	} {
+		if got := appArmorOf(t, b.pid(b.run(with(what, row.old, row.typed)))); got != row.want {
+			t.Errorf("%s: the profile is %q, want %q", what, got, row.want)
+		}
+	}
+	b.refused(with("not-loaded", "localhost/gantry-no-such-profile", nil), codes.FailedPrecondition, "gantry-no-such-profile", "not loaded")
+	b.refused(with("no-kind", "strict", nil), codes.InvalidArgument, "security_context.apparmor_profile", "strict")
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -85,6 +86,66 @@ func TestRES_08_HugepageLimits(t *testing.T) {
 	}
 }
 
+// hugepageBox is a container with the limit and a filesystem of huge pages at
+// /huge. take has it write so many bytes there and tells whether it may.
+func hugepageBox(t *testing.T) (b *box, id string, take func(file string, size int) bool) {
+	t.Helper()
+	if free, err := os.ReadFile("/proc/sys/vm/nr_hugepages"); !hasHugetlb() || err != nil || strings.TrimSpace(string(free)) == "0" {
+		t.Skip("this machine has no huge pages, or no control group that limits them")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("gantry-test", dir, "hugetlbfs", 0, "pagesize=2M"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	b = newBoxOn(t, start(t, runtimeKey(false, "disable_hugetlb_controller")))
+	c := b.limits("app", hugepages())
+	c.Mounts = []*cri.Mount{{HostPath: dir, ContainerPath: "/huge"}}
+	id = b.run(c)
+	return b, id, func(file string, size int) bool {
+		out, code := tryExec(t, b.Daemon, id, "fallocate", "-l", fmt.Sprint(size), "/huge/"+file)
+		t.Logf("%s of %d bytes: %d, %s", file, size, code, out)
+		return code == 0
+	}
+}
+
+// TestRES_08_HugepagesHeld: a container gets huge pages up to its limit, and no
+// more.
+func TestRES_08_HugepagesHeld(t *testing.T) {
+	_, _, take := hugepageBox(t)
+	if !take("two", 4<<20) {
+		t.Error("what the limit allows is refused")
+	}
+	if take("third", 2<<20) {
+		t.Error("the limit does not hold")
+	}
+}
+
+// TestRES_11_HugepagesUpdate: a limit that is set later counts, up and down.
+func TestRES_11_HugepagesUpdate(t *testing.T) {
+	b, id, take := hugepageBox(t)
+	for i, step := range []struct {
+		pages uint64
+		ok    bool
+	}{{1, true}, {1, false}, {3, true}, {3, true}, {3, false}} {
+		r := hugepages()
+		r.HugepageLimits[0].Limit = step.pages << 21
+		if err := b.update(id, r); err != nil {
+			t.Fatal(err)
+		}
+		if got := b.knob(id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != fmt.Sprint(step.pages<<21) {
+			t.Errorf("step %d: the limit is %s", i, got)
+		}
+		if got := take(fmt.Sprint("page-", i), 2<<20); got != step.ok {
+			t.Errorf("step %d: with a limit of %d pages, one more is given: %v", i, step.pages, got)
+		}
+	}
+}
+
 // TestRES_09_UnifiedElsewhere: raw files of version 2, and a clear answer where there is
 // no such tree alone.
 func TestRES_09_UnifiedElsewhere(t *testing.T) {
@@ -157,6 +218,10 @@ func TestRES_11_UpdateEveryField(t *testing.T) {
 	}
 	if err := b.update(id, hugepages()); err != nil {
 		t.Errorf("hugepage_limits: %v", err)
+	} else if hasHugetlb() {
+		if got := b.knob(id, "hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max"); got != fmt.Sprint(4<<20) {
+			t.Errorf("hugepage_limits: the limit is %s", got)
+		}
 	}
 	// The OOM score is that of every process.
 	pids, err := os.ReadFile(cgroupFile(t, pid, "memory", "cgroup.procs"))

@@ -134,6 +134,65 @@ func TestSEC_14_UnsetSeccompProfile(t *testing.T) {
 	}
 }
 
+// TestPOD_25_OldSeccompString: the string of a pod and of a container is
+// understood where there is no typed field, which goes first.
+func TestPOD_25_OldSeccompString(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "profile.json")
+	profileFile(t, path, "mkdir", "mkdirat")
+	b := newBox(t)
+	status := func(pid any) string {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%v/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return field(t, string(text), "Seccomp:")
+	}
+	const filtered = "2"
+	open := status("self")
+	for name, row := range map[string]struct {
+		old   string
+		typed *cri.SecurityProfile
+		want  string
+	}{
+		"none":       {"", nil, open},
+		"default":    {"runtime/default", nil, filtered},
+		"docker":     {"docker/default", nil, filtered},
+		"unconfined": {"unconfined", nil, open},
+		"localhost":  {"localhost/" + path, nil, filtered},
+		"both":       {"localhost/" + path, &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}, open},
+	} {
+		p := runPod(b.Daemon, "old-"+name, func(c *cri.PodSandboxConfig) {
+			c.Linux.SecurityContext.Seccomp, c.Linux.SecurityContext.SeccompProfilePath = row.typed, row.old //nolint:staticcheck // kubelets of old send it
+		})
+		pause := pidOf(t, b.Daemon, p.id)
+		begun(t, pause)
+		c := b.withSeccomp("old-"+name, row.typed)
+		c.Linux.SecurityContext.SeccompProfilePath = row.old //nolint:staticcheck // as above
+		id := b.run(c)
+		for who, got := range map[string]string{"sandbox": status(pause), "container": field(t, b.procStatus(id), "Seccomp:")} {
+			if got != row.want {
+				t.Errorf("%s: the %s has mode %s, want %s", name, who, got, row.want)
+			}
+		}
+		if name == "localhost" {
+			b.forbids(id, "mkdir", "/tmp/x")
+		} else {
+			b.Exec(id, "mkdir", "/tmp/x")
+		}
+	}
+	for old, words := range map[string]string{"strict": "seccomp_profile_path", "localhost/relative": "seccomp_profile_path.localhost_ref", "localhost/": "seccomp_profile_path.localhost_ref"} {
+		c := b.sleeper("bad")
+		c.Linux.SecurityContext.SeccompProfilePath = old //nolint:staticcheck // as above
+		b.refused(c, codes.InvalidArgument, words)
+		config := b.PodConfig("bad")
+		config.Linux.SecurityContext.SeccompProfilePath = old //nolint:staticcheck // as above
+		if _, err := b.StartPod(t.Context(), config, ""); err == nil || !strings.Contains(err.Error(), codes.InvalidArgument.String()) || !strings.Contains(err.Error(), words) {
+			t.Errorf("pod with %q: %v", old, err)
+		}
+	}
+}
+
 // TestSEC_15_CustomDefaultProfile: files of the node and of a handler stand for
 // the built-in profile. They are read for every container.
 func TestSEC_15_CustomDefaultProfile(t *testing.T) {
@@ -680,9 +739,19 @@ func TestSEC_25_KVMLabel(t *testing.T) {
 	d := start(t, runtimeKey(true, "enable_selinux"), runtimeKey("io.containerd.runc.v2", handler("runtime_type")...), runtimeKey(true, handler("selinux_kvm")...))
 	config := d.PodConfig("special")
 	b := &box{Daemon: d, t: t, image: plain(t, d), config: config, pod: d.RunPodWith(config, "special")}
-	process, _ := specLabels(t, d, b.run(b.sleeper("app")))
-	if on := labelOf(os.Getpid()) != ""; on != strings.Contains(process, "kvm") {
+	id := b.run(b.sleeper("app"))
+	process, _ := specLabels(t, d, id)
+	if on := labelOf(os.Getpid()) != ""; on != strings.Contains(process, ":container_kvm_t:") {
 		t.Errorf("the label is %q", process)
+	}
+	for who, pid := range map[string]int{"sandbox": pidOf(t, d, b.pod), "container": b.begun(id)} {
+		if got := labelOf(pid); got != process {
+			t.Errorf("the %s has %q, want %q", who, got, process)
+		}
+	}
+	// Of another handler, in the same daemon.
+	if got := labelOf(pidOf(t, d, runPod(d, "plain").id)); strings.Contains(got, "kvm") {
+		t.Errorf("a pod that is no virtual machine has %q", got)
 	}
 }
 

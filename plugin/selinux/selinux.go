@@ -9,6 +9,7 @@
 package selinux
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/selinux/go-selinux"
 	"github.com/opencontainers/selinux/go-selinux/label"
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -25,8 +27,9 @@ import (
 // are "" where SELinux is off.
 type Policy struct {
 	// Process and File are those of ordinary containers, KVM the process label
-	// of those in a virtual machine.
-	Process, File, KVM string
+	// of those in a virtual machine, Init of those whose first process is an
+	// init system. A policy that has none of these has the ordinary one there.
+	Process, File, KVM, Init string
 }
 
 // ReadPolicy asks the machine.
@@ -38,14 +41,15 @@ func ReadPolicy() (Policy, error) {
 	if err != nil {
 		return Policy{}, fmt.Errorf("read SELinux policy: %w (%w)", err, errdefs.ErrFailedPrecondition)
 	}
-	kvm, err := selinux.KVMContainerLabel()
-	if err != nil {
-		return Policy{}, fmt.Errorf("read SELinux policy: %w (%w)", err, errdefs.ErrFailedPrecondition)
-	}
-	// Their levels are examples, of which the library keeps books.
+	// Its level is an example, of which the library keeps books.
 	selinux.ReleaseLabel(process)
-	selinux.ReleaseLabel(kvm)
-	return Policy{Process: process, File: file, KVM: kvm}, nil
+	p := Policy{Process: process, File: file}
+	for kind, label := range map[selinux.ProcessKind]*string{selinux.ProcessKindKVM: &p.KVM, selinux.ProcessKindInit: &p.Init} {
+		if *label, err = selinux.SetProcessKind(process, kind); err != nil {
+			return Policy{}, fmt.Errorf("read SELinux policy: %w (%w)", err, errdefs.ErrFailedPrecondition)
+		}
+	}
+	return p, nil
 }
 
 // Labels gives pods their labels.
@@ -102,6 +106,21 @@ func (l *Labels) Settled(id string) {
 	delete(l.pending, id)
 }
 
+// Init returns a container's labels for an init system, which may do more than
+// other programs, such as making groups of its own. Another type than that of
+// ordinary containers is kept.
+func (l *Labels) Init(c record.Labels) record.Labels {
+	p, err := parse(c.Process)
+	ordinary, err2 := parse(l.policy.Process)
+	special, err3 := parse(l.policy.Init)
+	if errors.Join(err, err2, err3) != nil || p.kind != ordinary.kind {
+		return c
+	}
+	p.kind = special.kind
+	c.Process = p.String()
+	return c
+}
+
 // tries is how often a pair of categories is drawn before all are looked
 // through.
 const tries = 16
@@ -154,11 +173,23 @@ func SetFiles(fileLabel string, paths ...string) error {
 	return nil
 }
 
-// Relabel gives a volume, with all in it, to the containers with the label.
-// Directories of the system are refused.
-func Relabel(fileLabel string, paths []string) error {
+// superPrivileged is the type of processes that may use files of any label.
+const superPrivileged = "spc_t"
+
+// Relabel gives volumes, with all in them, to the containers with the labels.
+// What has the label already is left as it is; quick takes a volume that has it
+// for one that has it all through. Nothing is done for processes that need no
+// label, nor where a file system keeps none. Directories of the system are
+// refused.
+func Relabel(labels record.Labels, paths []string, quick bool) error {
+	if c, err := parse(labels.Process); err == nil && c.kind == superPrivileged {
+		return nil
+	}
 	for _, p := range paths {
-		if err := label.Relabel(p, fileLabel, false); err != nil {
+		if has, err := selinux.FileLabel(p); quick && err == nil && has == labels.Mount {
+			continue
+		}
+		if err := label.Relabel(p, labels.Mount, false); err != nil && !errors.Is(err, unix.ENOTSUP) {
 			return fmt.Errorf("relabel %s: %w (%w)", p, err, errdefs.ErrFailedPrecondition)
 		}
 	}

@@ -14,7 +14,7 @@ import (
 
 var targeted = Policy{
 	Process: "system_u:system_r:container_t:s0:c1,c2", File: "system_u:object_r:container_file_t:s0:c1,c2",
-	KVM: "system_u:system_r:container_kvm_t:s0:c1,c2",
+	KVM: "system_u:system_r:container_kvm_t:s0:c1,c2", Init: "system_u:system_r:container_init_t:s0:c1,c2",
 }
 
 // books are records as a store would have them.
@@ -174,6 +174,27 @@ func TestContainer(t *testing.T) {
 	}
 }
 
+// An init system has a type of its own, with the level that the pod has; another
+// type than the ordinary one says more than that.
+func TestInit(t *testing.T) {
+	file := "system_u:object_r:container_file_t:s0:c3,c4"
+	without := Policy{Process: targeted.Process, File: targeted.File, Init: targeted.Process}
+	for process, want := range map[string]struct {
+		policy Policy
+		want   string
+	}{
+		"":                             {Policy{}, ""},
+		"u:r:container_t:s0:c3,c4":     {targeted, "u:r:container_init_t:s0:c3,c4"},
+		"u:r:container_kvm_t:s0:c3,c4": {targeted, "u:r:container_kvm_t:s0:c3,c4"},
+		"u:r:container_t:s0:c3,c5":     {without, "u:r:container_t:s0:c3,c5"},
+	} {
+		l, _ := newLabels(want.policy, 2)
+		if got := l.Init(record.Labels{Process: process, Mount: file}); got.Process != want.want || got.Mount != file {
+			t.Errorf("%q: %+v", process, got)
+		}
+	}
+}
+
 // Where SELinux is off, nothing is done to any file, and nothing fails.
 func TestOff(t *testing.T) {
 	p, err := ReadPolicy()
@@ -186,7 +207,9 @@ func TestOff(t *testing.T) {
 	if err := SetFiles("", "/no/such"); err != nil {
 		t.Error(err)
 	}
-	if err := Relabel("", []string{"/no/such"}); err != nil {
-		t.Error(err)
+	for _, quick := range []bool{false, true} {
+		if err := Relabel(record.Labels{}, []string{"/no/such"}, quick); err != nil {
+			t.Error(err)
+		}
 	}
 }

@@ -133,13 +133,28 @@ func confine(in *ContainerInput, s *specs.Spec) error {
 			return err
 		}
 	}
-	// The files of a privileged container keep their label, its processes are
-	// not confined by one.
 	s.Process.SelinuxLabel, s.Linux.MountLabel = in.Labels.Process, in.Labels.Mount
-	if in.privileged() {
+	if in.privileged() || sharesHost(in.Policy, podOptions(in.Pod), sc.GetNamespaceOptions()) && !SELinuxType(in.Pod, in.Config) {
 		s.Process.SelinuxLabel = ""
 	}
 	return nil
+}
+
+// sharesHost reports whether a pod or a container is among the host's processes,
+// where a label would keep it from what it is there for. Its files have their
+// label all the same, as those of a privileged container have.
+func sharesHost(p Policy, options ...*cri.NamespaceOption) bool {
+	return slices.ContainsFunc(options, func(o *cri.NamespaceOption) bool {
+		return o.GetPid() == cri.NamespaceMode_NODE || o.GetIpc() == cri.NamespaceMode_NODE ||
+			p.HostNetworkDisableSELinux && o.GetNetwork() == cri.NamespaceMode_NODE
+	})
+}
+
+// SELinuxType reports whether somebody chose the type of a container's
+// processes. A sandbox has no container.
+func SELinuxType(pod *cri.PodSandboxConfig, c *cri.ContainerConfig) bool {
+	return pod.GetLinux().GetSecurityContext().GetSelinuxOptions().GetType() != "" ||
+		c.GetLinux().GetSecurityContext().GetSelinuxOptions().GetType() != ""
 }
 
 // seccompFilter turns a profile into a filter, nil for none.

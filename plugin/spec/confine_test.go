@@ -249,6 +249,24 @@ func TestSELinux(t *testing.T) {
 		"on":         {nil, labels, labels.Process, labels.Mount},
 		"privileged": {privileged, labels, "", labels.Mount},
 		"base":       {func(in *ContainerInput) { in.Handler.BaseSpec = base }, record.Labels{}, "", ""},
+		"host's processes": {func(in *ContainerInput) {
+			in.Pod.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_NODE}
+		}, labels, "", labels.Mount},
+		"host's processes, the container": {func(in *ContainerInput) {
+			sec(in).NamespaceOptions = &cri.NamespaceOption{Pid: cri.NamespaceMode_NODE}
+		}, labels, "", labels.Mount},
+		"host's IPC, with a type": {func(in *ContainerInput) {
+			in.Pod.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Ipc: cri.NamespaceMode_NODE}
+			sec(in).SelinuxOptions = &cri.SELinuxOption{Type: "t"}
+		}, labels, labels.Process, labels.Mount},
+		"host's network": {func(in *ContainerInput) {
+			in.Pod.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}
+		}, labels, labels.Process, labels.Mount},
+		"host's network, by the switch": {func(in *ContainerInput) {
+			in.Policy.HostNetworkDisableSELinux = true
+			in.Pod.Linux.SecurityContext.NamespaceOptions = &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}
+		}, labels, "", labels.Mount},
+		"the switch alone": {func(in *ContainerInput) { in.Policy.HostNetworkDisableSELinux = true }, labels, labels.Process, labels.Mount},
 	} {
 		s := mustContainer(t, func(in *ContainerInput) {
 			if tc.change != nil {

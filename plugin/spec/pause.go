@@ -110,7 +110,7 @@ func pauseProcess(in *PauseInput, base *specs.Process) (*specs.Process, error) {
 	p.Capabilities = capabilitySet(nil, nil)
 	p.NoNewPrivileges = true
 	p.SelinuxLabel = in.Labels.Process
-	if sc.GetPrivileged() {
+	if sc.GetPrivileged() || sharesHost(in.Policy, podOptions(in.Config)) && !SELinuxType(in.Config, nil) {
 		p.SelinuxLabel = ""
 	}
 	adj, err := OOMScoreAdj(pauseOOMScore, in.Host, in.Policy)
@@ -118,7 +118,10 @@ func pauseProcess(in *PauseInput, base *specs.Process) (*specs.Process, error) {
 		return nil, err
 	}
 	p.OOMScoreAdj = &adj
-	p.ApparmorProfile, err = appArmor(sc.GetApparmor(), "", in.Policy, in.Host)
+	p.ApparmorProfile = ""
+	if !sc.GetPrivileged() {
+		p.ApparmorProfile, err = appArmor(sc.GetApparmor(), "", in.Policy, in.Host)
+	}
 	return &p, err
 }
 

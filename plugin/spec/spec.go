@@ -80,6 +80,9 @@ type Policy struct {
 	// and does not set them. See config.Sysctl.
 	DefaultSysctls  map[string]string
 	DisableAppArmor bool
+	// HostNetworkDisableSELinux leaves the processes of pods with the host's
+	// network without an SELinux label.
+	HostNetworkDisableSELinux bool
 	// IgnoreImageVolumes makes nothing of the volumes that an image declares.
 	IgnoreImageVolumes bool
 	// DeviceOwnership gives devices to run_as_user and run_as_group.

@@ -22,8 +22,9 @@ type machine struct {
 }
 
 // kernelLine: quiet, as an emulated serial port is slow, and without the
-// defences against other users of the same processor.
-const kernelLine = "console=ttyS0 root=/dev/vda rw quiet loglevel=4 panic=-1 mitigations=off nokaslr random.trust_cpu=on audit=0 apparmor=1 security=apparmor systemd.show_status=0 systemd.default_timeout_start_sec=1800 systemd.watchdog_sec=0"
+// defences against other users of the same processor. A few huge pages are for
+// tests of their limits.
+const kernelLine = "console=ttyS0 root=/dev/vda rw quiet loglevel=4 panic=-1 mitigations=off nokaslr random.trust_cpu=on audit=0 apparmor=1 security=apparmor hugepages=8 systemd.show_status=0 systemd.default_timeout_start_sec=1800 systemd.watchdog_sec=0"
 
 // boot runs the machine until it turns itself off. The program's output goes to
 // our own.

@@ -8,7 +8,8 @@
 // alone, what few machines that build software have. The programs under test
 // (GANTRY_BIN) go along on a disk of their own. Nothing that the test changes
 // outlives it, and it reaches no network. GANTRY_VM_KERNEL has parameters for the
-// kernel, such as those by which systemd makes control groups of version 1.
+// kernel, such as those by which systemd makes control groups of version 1, or
+// the kernel uses SELinux in place of AppArmor.
 //
 // Start at run.
 package main
