@@ -170,6 +170,10 @@ func (t task) State(ctx context.Context) (container.TaskState, error) {
 	return state, err
 }
 
+func (t task) Change(ctx context.Context, c container.Change) error {
+	return t.Task.Change(ctx, runtime.Change(c))
+}
+
 func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Exec, error) {
 	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, IO: runtime.IO(req.IO), Spec: req.Spec})
 	if err != nil {

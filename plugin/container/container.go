@@ -154,13 +154,18 @@ type Task interface {
 	Kill(ctx context.Context, signal syscall.Signal, all bool) error
 	Pid(context.Context) (uint32, error)
 	State(context.Context) (TaskState, error)
-	// Change makes the running container what after says where before says
-	// otherwise.
-	Change(ctx context.Context, before, after *specs.Spec) error
+	Change(ctx context.Context, change Change) error
 	Exec(ctx context.Context, req ExecRequest) (Exec, error)
 	// EndExec ends and forgets a process that Exec may have added although it
 	// did not return it, now or for an earlier daemon. None is fine.
 	EndExec(ctx context.Context, execID string, spec []byte) error
+}
+
+// Change makes a running container what After says where Before says otherwise.
+type Change struct {
+	Before, After *specs.Spec
+	// Annotations go to the runtime with the resources.
+	Annotations map[string]string
 }
 
 // ExecRequest describes a further process.

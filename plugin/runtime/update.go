@@ -14,12 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Change makes the running container what after says where before says
+// Change is what is to become of a running container.
+type Change struct {
+	Before, After *specs.Spec
+	// Annotations go to the runtime with the resources.
+	Annotations map[string]string
+}
+
+// Change makes the running container what After says where Before says
 // otherwise: resources through the runtime, and what no runtime takes in an
 // update, huge page limits and the OOM score, in the kernel. When it fails some
 // of it may be done.
-func (t *Task) Change(ctx context.Context, before, after *specs.Spec) error {
-	if err := t.Update(ctx, after.Linux.Resources, nil); err != nil {
+func (t *Task) Change(ctx context.Context, c Change) error {
+	before, after := c.Before, c.After
+	if err := t.Update(ctx, after.Linux.Resources, c.Annotations); err != nil {
 		return err
 	}
 	path := after.Linux.CgroupsPath
