@@ -175,7 +175,7 @@ func (t task) Change(ctx context.Context, c container.Change) error {
 }
 
 func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Exec, error) {
-	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, IO: runtime.IO(req.IO), Spec: req.Spec})
+	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, IO: runtime.IO(req.IO), Score: req.Score, Spec: req.Spec})
 	if err != nil {
 		return nil, err // not a nil *Exec
 	}

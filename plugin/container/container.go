@@ -173,6 +173,9 @@ type ExecRequest struct {
 	ID      string
 	Process *specs.Process
 	IO      Endpoints
+	// Score is the OOM score that the process is to have, nil for that of the
+	// container's creation.
+	Score *int
 	// Spec is the OCI specification of the container.
 	Spec []byte
 }

@@ -96,12 +96,26 @@ func (s *Service) set(ctx context.Context, c record.Container, u facts.Update) (
 	operation.Stage(ctx, "commit record")
 	changed, err := s.Store.Update(ctx, c.ID, func(r *record.Container) error {
 		r.Spec, r.Resources = b, merge(c.Resources, u.Resources)
+		r.Rescored = c.Rescored || c.Phase == record.ContainerRunning && !sameScore(&spec, after)
 		return nil
 	})
 	if err != nil {
 		return c, errors.Join(err, undo(context.WithoutCancel(ctx)))
 	}
 	return changed, nil
+}
+
+// sameScore reports whether both give processes the same OOM score.
+func sameScore(before, after *specs.Spec) bool {
+	score := func(s *specs.Spec) (n int, set bool) {
+		if s.Process == nil || s.Process.OOMScoreAdj == nil {
+			return 0, false
+		}
+		return *s.Process.OOMScoreAdj, true
+	}
+	was, had := score(before)
+	now, has := score(after)
+	return was == now && had == has
 }
 
 // fits refuses a memory limit that the container is above already: the kernel

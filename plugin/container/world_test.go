@@ -347,7 +347,7 @@ func quotaOf(r *specs.LinuxResources) int64 {
 }
 
 func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Exec, error) {
-	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, Spec: req.Spec})
+	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, Score: req.Score, Spec: req.Spec})
 	if err != nil {
 		return nil, err
 	}
