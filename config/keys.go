@@ -298,6 +298,7 @@ var handlerKeys = []Key{
 		Doc: "Pod annotations, as path.Match patterns, that are passed to the runtime in pod and container."},
 	{Plugin: RuntimePlugin, Path: handlers + "container_annotations", Default: []string{},
 		Doc: "Container annotations, as path.Match patterns, that are passed to the runtime."},
+	{Plugin: RuntimePlugin, Path: handlers + "allowed_annotations", Default: []string{}, own: true, Doc: allowedDoc()},
 	{Plugin: RuntimePlugin, Path: handlers + "container_create_timeout", Default: time.Duration(0), own: true,
 		Doc: "gantry's own. How long the runtime may take to create a container or a pause process; then it is ended and the request fails. \"0s\" means two minutes."},
 	{Plugin: RuntimePlugin, Path: handlers + "privileged_without_host_devices", Default: false,

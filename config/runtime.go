@@ -91,6 +91,8 @@ type Handler struct {
 	PodAnnotations       []string
 	ContainerAnnotations []string
 	DefaultAnnotations   map[string]string
+	// AllowedAnnotations are those of Allowable that have an effect.
+	AllowedAnnotations []string
 
 	// ContainerCreateTimeout is 0 for the usual time.
 	ContainerCreateTimeout time.Duration
@@ -299,6 +301,7 @@ func (w *walker) handler(name string, v values) Handler {
 		PodAnnotations:               v.list("pod_annotations"),
 		ContainerAnnotations:         v.list("container_annotations"),
 		DefaultAnnotations:           w.annotations(name, v.table("default_annotations")),
+		AllowedAnnotations:           v.list("allowed_annotations"),
 		ContainerCreateTimeout:       v.duration("container_create_timeout", 0),
 		CNIConfDir:                   v.str("cni_conf_dir"),
 		CNIMaxConfNum:                v.int("cni_max_conf_num"),
@@ -357,6 +360,7 @@ func (w *walker) checkHandler(h Handler) {
 	w.absolute(h.SeccompProfile, at("seccomp_profile")...)
 	w.absolute(h.CNIConfDir, at("cni_conf_dir")...)
 	w.notNegative(h.CNIMaxConfNum, at("cni_max_conf_num")...)
+	w.checkAllowed(h)
 	w.patterns(h.PodAnnotations, at("pod_annotations"))
 	w.patterns(h.ContainerAnnotations, at("container_annotations"))
 }

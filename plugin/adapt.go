@@ -69,8 +69,8 @@ func (l labels) Allocate(sb record.Sandbox) (record.Labels, error) {
 // imageSource is container.Images.
 type imageSource struct{ *image.Service }
 
-func (i imageSource) Resolve(ctx context.Context, ref string, h record.Handler) (container.Image, error) {
-	r, err := i.Service.Resolve(ctx, ref, h.Name)
+func (i imageSource) Resolve(ctx context.Context, spec *cri.ImageSpec, h record.Handler) (container.Image, error) {
+	r, err := i.Service.Resolve(ctx, spec, h.Name)
 	if err != nil {
 		return container.Image{}, err
 	}

@@ -51,7 +51,7 @@ type Sandboxes interface {
 // Images finds an image that is on the node.
 type Images interface {
 	// Resolve accepts a tag, a digest, an ID or its unique prefix.
-	Resolve(ctx context.Context, ref string, h record.Handler) (Image, error)
+	Resolve(ctx context.Context, spec *cri.ImageSpec, h record.Handler) (Image, error)
 }
 
 // Image is an image as a container needs it.

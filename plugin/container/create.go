@@ -79,7 +79,7 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 		return c, err
 	}
 	operation.Stage(ctx, "resolve image")
-	img, err := s.Images.Resolve(ctx, req.Config.GetImage().GetImage(), sb.Handler)
+	img, err := s.Images.Resolve(ctx, req.Config.GetImage(), sb.Handler)
 	if err != nil {
 		return c, fmt.Errorf("resolve image: %w", err)
 	}

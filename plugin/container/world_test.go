@@ -185,7 +185,8 @@ func (x disk) WriteSoon(ctx context.Context, c store.Change) {
 
 type images struct{}
 
-func (images) Resolve(_ context.Context, ref string, _ record.Handler) (container.Image, error) {
+func (images) Resolve(_ context.Context, spec *cri.ImageSpec, _ record.Handler) (container.Image, error) {
+	ref := spec.GetImage()
 	if ref == "absent" {
 		return container.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}

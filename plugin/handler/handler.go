@@ -45,6 +45,8 @@ type Handler struct {
 	// PodAnnotations and ContainerAnnotations are path.Match patterns of the
 	// annotations that reach the runtime.
 	PodAnnotations, ContainerAnnotations []string
+	// AllowedAnnotations are names of those that have an effect here.
+	AllowedAnnotations []string
 
 	PrivilegedWithoutHostDevices                  bool
 	PrivilegedWithoutHostDevicesAllDevicesAllowed bool
@@ -132,6 +134,7 @@ func resolve(name string, c config.Handler, loaded specFiles) (Handler, error) {
 		SeccompProfile:                                c.SeccompProfile,
 		PodAnnotations:                                c.PodAnnotations,
 		ContainerAnnotations:                          c.ContainerAnnotations,
+		AllowedAnnotations:                            c.AllowedAnnotations,
 		PrivilegedWithoutHostDevices:                  c.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: c.PrivilegedWithoutHostDevicesAllDevicesAllowed,
 		CgroupWritable:                                c.CgroupWritable,
