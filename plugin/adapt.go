@@ -183,9 +183,14 @@ func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Ex
 }
 
 // validate is cri.Validate.
-type validate struct{}
+type validate struct{ policy spec.Policy }
 
-func (validate) Pod(c *cri.PodSandboxConfig) error { return spec.ValidatePod(c) }
+func (v validate) Pod(c *cri.PodSandboxConfig) error {
+	if err := spec.ValidatePod(c); err != nil {
+		return err
+	}
+	return spec.CheckMappings(c, v.policy)
+}
 
 func (validate) Container(c *cri.ContainerConfig, pod *cri.PodSandboxConfig) error {
 	return spec.ValidateContainer(c, pod)

@@ -34,6 +34,8 @@ type Handler struct {
 	// PodAnnotations and ContainerAnnotations are patterns, in the syntax of
 	// path.Match, of the annotations that reach the runtime.
 	PodAnnotations, ContainerAnnotations []string
+	// AllowedAnnotations are names of the pod's that have an effect here.
+	AllowedAnnotations []string
 	// DefaultAnnotations reach the runtime unless the request has others that
 	// may.
 	DefaultAnnotations map[string]string
@@ -87,7 +89,20 @@ type Policy struct {
 	// SeccompProfile is the file with the node's default profile, "" for the
 	// built-in one.
 	SeccompProfile string
-	Defaults       Defaults
+	// PrivilegedSeccompProfile is the file of privileged containers, "" for
+	// none.
+	PrivilegedSeccompProfile string
+	// ReadOnly makes the root filesystems of unprivileged containers read-only,
+	// with room to write in memory.
+	ReadOnly bool
+	// AllowedDevices are paths of those that pods may ask for by annotation.
+	AllowedDevices []string
+	// MinMappableUID and MinMappableGID are the lowest IDs of the host in user
+	// namespaces of pods that do not run as root.
+	MinMappableUID, MinMappableGID int64
+	// MinGOMAXPROCS is 0 where it is not to be set.
+	MinGOMAXPROCS int64
+	Defaults      Defaults
 }
 
 // Defaults are what the node gives to every container unless something nearer
@@ -129,8 +144,10 @@ func ProcNamespace(pid uint32, kind string) string {
 // mounts nothing.
 type Files struct {
 	Hosts, Hostname, ResolvConf string
-	// Passwd and Group are one container's own.
-	Passwd, Group string
+	// Passwd, Group and Env are one container's own.
+	Passwd, Group, Env string
+	// Timezone is the node's file of a time zone.
+	Timezone string
 	// Shm is the directory that becomes /dev/shm: the pod's tmpfs, or the
 	// host's /dev/shm with host IPC.
 	Shm string
@@ -158,7 +175,10 @@ type ContainerInput struct {
 	// Volumes are mounts nobody asked for by name (image VOLUMEs); a mount in
 	// Mounts with the same destination replaces them.
 	Volumes []facts.Mount
-	// Devices are Config's devices resolved.
+	// NodeMounts are the node's for every container.
+	NodeMounts []facts.Mount
+	// Devices are the node's for every container, those of the pod's annotation
+	// and Config's, resolved.
 	Devices []facts.Device
 	// HostDevices are all of the host's, for a privileged container.
 	HostDevices []facts.Device
@@ -177,6 +197,14 @@ func (in *ContainerInput) security() *cri.LinuxContainerSecurityContext {
 }
 
 func (in *ContainerInput) privileged() bool { return in.security().GetPrivileged() }
+
+// readonly reports whether the root filesystem is.
+func (in *ContainerInput) readonly() bool {
+	return in.security().GetReadonlyRootfs() || in.keptReadonly()
+}
+
+// keptReadonly reports whether it is because the node wants all to be.
+func (in *ContainerInput) keptReadonly() bool { return in.Policy.ReadOnly && !in.privileged() }
 
 // Container returns the specification of a container.
 func Container(in ContainerInput) (*specs.Spec, error) {
@@ -209,7 +237,7 @@ func container(in *ContainerInput) (*specs.Spec, error) {
 		return nil, err
 	}
 	s.Process = process
-	s.Root = &specs.Root{Path: rootfsDir, Readonly: in.security().GetReadonlyRootfs()}
+	s.Root = &specs.Root{Path: rootfsDir, Readonly: in.readonly()}
 	// The host name belongs to the pod's UTS namespace, made before.
 	s.Hostname, s.Domainname = "", ""
 	s.Annotations = containerAnnotations(in, s.Annotations)
