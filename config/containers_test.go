@@ -5,6 +5,30 @@ import (
 	"testing"
 )
 
+// TestInherited: what a handler takes from the default one, and keeps.
+func TestInherited(t *testing.T) {
+	p, err := parseText(t, rt+`
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+runtime_path = "/shim"
+snapshotter = "a"
+platform_runtime_paths = { "arm64" = "/arm", "linux/amd64/v1" = "/amd" }
+options = { BinaryName = "/runc", SystemdCgroup = true }
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.heir]
+inherit_default_runtime = true
+snapshotter = "b"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runc, heir := p.runtime.Handlers["runc"], p.runtime.Handlers["heir"]
+	equal(t, runc.PlatformRuntimePaths, map[string]string{"linux/arm64": "/arm", "linux/amd64": "/amd"})
+	equal(t, heir.Options, runc.Options)
+	if heir.RuntimeType != runc.RuntimeType || heir.RuntimePath != "/shim" || heir.Snapshotter != "b" || heir.PlatformRuntimePaths != nil {
+		t.Errorf("the heir is %+v", heir)
+	}
+}
+
 func TestParseDevice(t *testing.T) {
 	for _, text := range []string{"", "dev/a", "/dev/a:", "/dev/a:/dev/b:", "/dev/a:/dev/b:rx", "/dev/a:rwmr", "/dev/a:r:/dev/b", "/dev/a:/dev/b:r:w", "/dev/a\x00"} {
 		if d, err := ParseDevice(text); err == nil {

@@ -67,14 +67,20 @@ func (l labels) Allocate(sb record.Sandbox) (record.Labels, error) {
 }
 
 // imageSource is container.Images.
-type imageSource struct{ *image.Service }
+type imageSource struct {
+	*image.Service
+	handlers *handler.Handlers
+}
 
 func (i imageSource) Resolve(ctx context.Context, spec *cri.ImageSpec, h record.Handler) (container.Image, error) {
 	r, err := i.Service.Resolve(ctx, spec, h.Name)
 	if err != nil {
 		return container.Image{}, err
 	}
-	return container.Image{Image: r.Image, Config: r.Config.Config, Parent: r.ChainID, Snapshotter: r.Snapshotter}, nil
+	if h, err = i.handlers.For(h, r.Config.Platform); err != nil {
+		return container.Image{}, err
+	}
+	return container.Image{Image: r.Image, Config: r.Config.Config, Parent: r.ChainID, Snapshotter: r.Snapshotter, Handler: h}, nil
 }
 
 // tasks is container.Tasks.

@@ -294,7 +294,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	// machines.
 	s.streams = newStreams(n.stateDir, cfg.runtime, keeper.New(filepath.Join(n.rootDir, keeper.Program), filepath.Join(n.stateDir, keeper.Socket)))
 	s.containers = container.New(container.Deps{
-		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
+		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images, s.handlers}, Snapshots: snaps,
 		Volumes: volumes, Specs: gen, Files: files, Tasks: tasks{rt}, Streams: s.streams, Cgroups: s.stats,
 		Plugins: s.plugins, Ops: s.ops, Background: s.background,
 	})

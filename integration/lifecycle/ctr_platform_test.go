@@ -2,7 +2,10 @@ package lifecycle
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"path/filepath"
+	"reflect"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -35,6 +38,82 @@ func saidToBeFor(t *testing.T, arch, variant string) v1.Image {
 		t.Fatal(err)
 	}
 	return img
+}
+
+// TestRTH_20_PlatformRuntimePaths: a container whose image is for a platform that
+// has a runtime of its own is run by that one, and others are not.
+func TestRTH_20_PlatformRuntimePaths(t *testing.T) {
+	t.Parallel()
+	const key = "io.gantry.image.platform"
+	var emulator string
+	d := start(t, handlerKey([]string{key}, "runc", "allowed_annotations"), daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+		emulator = noting(filepath.Join(in.Dir, "noted"), "emulating-runc", inBin(t, "runc"))
+		c.Set(emulator, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", "runc", "platform_runtime_paths", "linux/arm64")
+	}))
+	idx, err := registry.Index(saidToBeFor(t, "arm64", ""), saidToBeFor(t, "amd64", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := registry.StartT(t, registry.Options{})
+	if _, err := r.PushIndex("multi", "1", idx); err != nil {
+		t.Fatal(err)
+	}
+	p := runPod(d, "platforms")
+	b := &box{Daemon: d, t: t, pod: p.id, config: p.config}
+	for _, arch := range []string{"amd64", "arm64"} {
+		spec := &cri.ImageSpec{Image: r.Ref("multi:1"), Annotations: map[string]string{key: "linux/" + arch}}
+		if _, err := d.Images().PullImage(t.Context(), &cri.PullImageRequest{Image: spec}); err != nil {
+			t.Fatal(err)
+		}
+		c := daemon.ContainerConfig("on-"+arch, "")
+		c.Image = spec
+		id := b.run(c)
+		if got := sh(d, id, "echo $MADE_FOR"); got != arch {
+			t.Errorf("the container is %q", got)
+		}
+		b.stop(id, 0)
+		for _, verb := range []string{"create", "start", "exec", "kill"} {
+			if n := len(calls(t, emulator, verb)); (n > 0) != (arch == "arm64") {
+				t.Errorf("%s: the runtime for arm64 was called %d times to %s", arch, n, verb)
+			}
+		}
+	}
+	if calls := calls(t, emulator, p.id); len(calls) != 0 {
+		t.Errorf("the pause process is run by it: %q", calls)
+	}
+}
+
+// TestRTH_21_InheritDefaultRuntime: a handler runs its pods with what it takes
+// from the default one, and shows that.
+func TestRTH_21_InheritDefaultRuntime(t *testing.T) {
+	t.Parallel()
+	var shim string
+	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+		shim = noting(filepath.Join(in.Dir, "noted"), "containerd-shim-noted-v2", "containerd-shim-runc-v2")
+		c.Set(shim, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", "runc", "runtime_path")
+		c.Set(true, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", "heir", "inherit_default_runtime")
+	}))
+	b := onHandler(t, d, "inherits", "heir")
+	b.Exec(b.run(b.sleeper("app")), "true")
+	if len(calls(t, shim, "-id "+b.pod, "start")) != 1 {
+		t.Error("the pod has another shim than the default handler's")
+	}
+	resp, err := d.Runtime().Status(t.Context(), &cri.StatusRequest{Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct {
+		Handlers map[string]struct {
+			RuntimeType, RuntimePath string
+			Options                  map[string]any
+		}
+	}
+	if err := json.Unmarshal([]byte(resp.Info["config"]), &info); err != nil {
+		t.Fatal(err)
+	}
+	if heir, def := info.Handlers["heir"], info.Handlers["runc"]; heir.RuntimePath != shim || !reflect.DeepEqual(heir, def) {
+		t.Errorf("it is shown as %+v, the default one as %+v", heir, def)
+	}
 }
 
 // TestCTR_05_ImagePlatform: a request names the platform whose image it wants of

@@ -62,6 +62,8 @@ type Image struct {
 	Parent string
 	// Snapshotter has that snapshot.
 	Snapshotter string
+	// Handler is the pod's, with what is different for the image's platform.
+	Handler record.Handler
 }
 
 // Snapshots makes the root filesystems, under the container's ID, and views of

@@ -84,7 +84,7 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 		return c, fmt.Errorf("resolve image: %w", err)
 	}
 	c = record.Container{
-		ID: record.NewID(), SandboxID: sb.ID, Config: req.Config, Handler: sb.Handler, Image: img.Image,
+		ID: record.NewID(), SandboxID: sb.ID, Config: req.Config, Handler: img.Handler, Image: img.Image,
 		Phase: record.ContainerCreating, CreatedAt: time.Now(), LogPath: logPath(sb.Config, req.Config),
 		Resources: req.Config.GetLinux().GetResources(),
 	}

@@ -185,12 +185,12 @@ func (x disk) WriteSoon(ctx context.Context, c store.Change) {
 
 type images struct{}
 
-func (images) Resolve(_ context.Context, spec *cri.ImageSpec, _ record.Handler) (container.Image, error) {
+func (images) Resolve(_ context.Context, spec *cri.ImageSpec, h record.Handler) (container.Image, error) {
 	ref := spec.GetImage()
 	if ref == "absent" {
 		return container.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
-	return container.Image{Image: record.Image{ID: "sha256:1", Name: ref}, Parent: "chain", Snapshotter: "overlayfs"}, nil
+	return container.Image{Image: record.Image{ID: "sha256:1", Name: ref}, Parent: "chain", Snapshotter: "overlayfs", Handler: h}, nil
 }
 
 // snapshots: a layer is there or not.
