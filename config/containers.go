@@ -122,6 +122,13 @@ func (w *walker) containers(v values) Containers {
 		}
 		out.AdditionalDevices = append(out.AdditionalDevices, d)
 	}
+	for _, list := range [][]string{out.AllowedDevices, out.AbsentMountSourcesToReject} {
+		for i, p := range list {
+			if filepath.IsAbs(p) {
+				list[i] = filepath.Clean(p)
+			}
+		}
+	}
 	w.checkContainers(out)
 	return out
 }

@@ -5,6 +5,20 @@ import (
 	"testing"
 )
 
+func TestWorkloads(t *testing.T) {
+	p, err := parseText(t, rt+`
+workloads.b = { activation_annotation = "b/b" }
+workloads.a = { activation_annotation = "a/a", annotation_prefix = "p", allowed_annotations = ["umask.crio.io"], resources = { cpushares = 20, cpuset = "0-1", cpulimit = 500, cpuperiod = 1000 } }
+`)
+	if err != nil || len(p.warnings) != 0 {
+		t.Fatal(err, p.warnings)
+	}
+	equal(t, p.runtime.Workloads, []Workload{
+		{"a", "a/a", "p", []string{"umask.crio.io"}, WorkloadResources{CPUShares: 20, CPUSet: "0-1", CPULimit: 500, CPUPeriod: 1000}},
+		{Name: "b", ActivationAnnotation: "b/b"},
+	})
+}
+
 // TestInherited: what a handler takes from the default one, and keeps.
 func TestInherited(t *testing.T) {
 	p, err := parseText(t, rt+`
@@ -68,7 +82,7 @@ pids_limit = 100
 container_min_memory = 12582912
 containerd.runtimes.runc.seccomp_profile = "/etc/r.json"
 additional_devices = ["/dev/a", "/dev/b:/dev/c:r", "/dev/d:rw"]
-allowed_devices = ["/dev/a"]
+allowed_devices = ["/dev//a/"]
 privileged_seccomp_profile = "/etc/p.json"
 read_only = true
 absent_mount_sources_to_reject = ["/etc/hostname"]

@@ -89,6 +89,8 @@ const defaultCertsDirs = "/etc/containerd/certs.d:/etc/docker/certs.d"
 const (
 	handlers = "containerd.runtimes.*."
 	options  = handlers + "options."
+
+	workloads = "workloads.*."
 )
 
 // keys is the table. To honour a key that was only accepted, change its state.
@@ -309,6 +311,22 @@ var ownKeys = []Key{
 		Doc: "gantry's own. As minimum_mappable_uid, for groups."},
 	{Plugin: RuntimePlugin, Path: "min_injected_gomaxprocs", Default: int64(0), own: true,
 		Doc: "gantry's own. Set GOMAXPROCS in containers that have no CPU limit, in pods that are not guaranteed: to the CPUs that they request, rounded up, and no less than this. 0 sets it in none. What the pod or the image sets goes first."},
+	{Plugin: RuntimePlugin, Path: workloads + "activation_annotation", Default: "", own: true,
+		Doc: "gantry's own. Annotation that makes a pod one of this workload, whatever its value. The first by name that fits counts."},
+	{Plugin: RuntimePlugin, Path: workloads + "annotation_prefix", Default: "", own: true,
+		Doc: "gantry's own. With it the pod's annotation PREFIX/CONTAINER, as {\"cpushares\": 20}, changes resources for one container. Empty lets pods change nothing."},
+	{Plugin: RuntimePlugin, Path: workloads + "allowed_annotations", Default: []string{}, own: true,
+		Doc: "gantry's own. As allowed_annotations of a handler, for the pods of this workload."},
+	{Plugin: RuntimePlugin, Path: workloads + "resources.cpushares", Default: int64(0), own: true,
+		Doc: "gantry's own. CPU shares of each container, in place of those in the request. 0 leaves that alone, here and below."},
+	{Plugin: RuntimePlugin, Path: workloads + "resources.cpuquota", Default: int64(0), own: true,
+		Doc: "gantry's own. CPU time, in microseconds, in each period."},
+	{Plugin: RuntimePlugin, Path: workloads + "resources.cpuperiod", Default: int64(0), own: true,
+		Doc: "gantry's own. The period, in microseconds."},
+	{Plugin: RuntimePlugin, Path: workloads + "resources.cpuset", Default: "", own: true,
+		Doc: "gantry's own. The CPUs, as \"0-1,4\"."},
+	{Plugin: RuntimePlugin, Path: workloads + "resources.cpulimit", Default: int64(0), own: true,
+		Doc: "gantry's own. CPU time in thousandths of a CPU, in place of cpuquota."},
 	{Plugin: RuntimePlugin, Path: "container_min_memory", Default: int64(0), own: true,
 		Doc: "gantry's own. A container whose memory limit is lower, in bytes, is refused: the runtime itself would not fit, and be killed half-way. 0 refuses none."},
 }

@@ -65,6 +65,8 @@ type Runtime struct {
 	// Containers is what every container gets, unless something nearer to it
 	// says otherwise.
 	Containers Containers
+	// Workloads are by name.
+	Workloads []Workload
 
 	IgnoreDeprecationWarnings []string
 	StatsCollectPeriod        time.Duration
@@ -166,6 +168,7 @@ func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
 	out.CNI = w.cni(v.table("cni"))
 	out.DefaultSysctls = w.sysctls(v.list("default_sysctls"))
 	out.Containers = w.containers(v)
+	out.Workloads = w.workloads(v.table("workloads"))
 	out.DefaultHandler = v.str("containerd.default_runtime_name")
 	out.Handlers = map[string]Handler{}
 	runtimes := v.table("containerd.runtimes")

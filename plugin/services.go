@@ -248,7 +248,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	files, err := podfiles.New(filepath.Join(n.stateDir, "sandboxes"), podfiles.Text{
 		Hostname:   func(c *criapi.PodSandboxConfig) string { return spec.Hostname(c, n.facts) },
 		ResolvConf: spec.ResolvConf, Label: selinux.SetFiles,
-		ShmSize: func(sb record.Sandbox) (int64, error) { return shmSize(s.handlers, sb) },
+		ShmSize: func(sb record.Sandbox) (int64, error) { return shmSize(s.handlers, cfg.runtime.Workloads, sb) },
 	})
 	if err != nil {
 		return err
@@ -272,7 +272,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	gen := &generator{
 		handlers: s.handlers, containers: s.store.Containers, files: files, userns: s.userns, host: n.facts, policy: policyOf(cfg.runtime),
-		node:    cfg.runtime.Containers,
+		node: cfg.runtime.Containers, workloads: cfg.runtime.Workloads,
 		devices: cdi.New(cfg.runtime.CDISpecDirs), hooksDirs: cfg.runtime.HooksDirs,
 	}
 	if _, err := zoneOf(gen.node); err != nil {

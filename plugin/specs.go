@@ -39,6 +39,7 @@ type generator struct {
 	hooksDirs  []string
 	host       facts.Host
 	policy     spec.Policy
+	workloads  []config.Workload
 	// node is what every container gets.
 	node config.Containers
 }
@@ -211,8 +212,8 @@ func (g *generator) handler(ctx context.Context, r record.Handler) (spec.Handler
 	}
 	return spec.Handler{
 		Name: h.Name, IDMapMounts: h.Features.IDMapMounts,
-		AllowedAnnotations: h.AllowedAnnotations,
-		PodAnnotations:     h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations, DefaultAnnotations: h.DefaultAnnotations,
+		AllowedAnnotations: h.AllowedAnnotations, Workloads: g.workloads,
+		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations, DefaultAnnotations: h.DefaultAnnotations,
 		PrivilegedWithoutHostDevices:                  h.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: h.PrivilegedWithoutHostDevicesAllDevicesAllowed,
 		BaseSpec: h.BaseSpec, SeccompProfile: h.SeccompProfile, CgroupWritable: h.CgroupWritable, RecursiveReadOnly: h.Features.RecursiveReadOnlyMounts,
@@ -357,9 +358,9 @@ func profileOf(sc spec.SecurityContext, h spec.Handler, p spec.Policy) ([]byte, 
 }
 
 // shmSize is what a pod wants for its /dev/shm.
-func shmSize(handlers *handler.Handlers, sb record.Sandbox) (int64, error) {
+func shmSize(handlers *handler.Handlers, workloads []config.Workload, sb record.Sandbox) (int64, error) {
 	h, _ := handlers.Get(sb.Handler.Name) // a run has just found it
-	return spec.ShmSize(sb.Config, spec.Handler{AllowedAnnotations: h.AllowedAnnotations})
+	return spec.ShmSize(sb.Config, spec.Handler{AllowedAnnotations: h.AllowedAnnotations, Workloads: workloads})
 }
 
 // Update implements container.Specs.

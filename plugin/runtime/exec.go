@@ -112,7 +112,8 @@ func (e *Exec) Start(ctx context.Context) error {
 }
 
 // rescore gives the process the score that it is to have, and what it has
-// started meanwhile. No runtime does that for a process of a container: it knows
+// started meanwhile; of one that could not be marked only the process itself has
+// it. No runtime does that for a process of a container: it knows
 // the score of the container alone.
 func (e *Exec) rescore(ctx context.Context) error {
 	s, err := e.State(ctx)

@@ -18,10 +18,11 @@ import (
 // file comes from them, where the handler allows it.
 
 // permitted returns the first of the annotations that the pod has and the
-// handler allows, and its value.
+// handler or the pod's workload allows, and its value.
 func (h Handler) permitted(pod *cri.PodSandboxConfig, names ...string) (name, value string, ok bool) {
+	w, _ := h.workloadOf(pod)
 	for _, name := range names {
-		if value, ok := pod.GetAnnotations()[name]; ok && slices.Contains(h.AllowedAnnotations, name) {
+		if value, ok := pod.GetAnnotations()[name]; ok && (slices.Contains(h.AllowedAnnotations, name) || slices.Contains(w.AllowedAnnotations, name)) {
 			return name, value, true
 		}
 	}
@@ -109,6 +110,9 @@ func goProcs(in *ContainerInput) int64 {
 	shares := strings.Contains(group, "burstable") || strings.Contains(group, "besteffort")
 	if floor <= 0 || r.GetCpuQuota() > 0 || !shares {
 		return 0
+	}
+	if _, other := in.Handler.workloadOf(in.Pod); other {
+		return 0 // what it asks for is not what it gets
 	}
 	if _, skip, _ := in.Handler.permitted(in.Pod, config.AnnotationNoGOMAXPROCS); skip == "true" {
 		return 0

@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/config"
 	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -36,6 +37,8 @@ type Handler struct {
 	PodAnnotations, ContainerAnnotations []string
 	// AllowedAnnotations are names of the pod's that have an effect here.
 	AllowedAnnotations []string
+	// Workloads are the node's.
+	Workloads []config.Workload
 	// DefaultAnnotations reach the runtime unless the request has others that
 	// may.
 	DefaultAnnotations map[string]string
@@ -267,6 +270,13 @@ func containerLinux(in *ContainerInput, l *specs.Linux) (*specs.Linux, error) {
 	l.CgroupsPath = CgroupsPath(in.Pod.GetLinux().GetCgroupParent(), in.ID, in.Handler.SystemdCgroup)
 	if l.Resources, err = Resources(in.Config.GetLinux().GetResources(), l.Resources, in.Host.Cgroup, in.Policy); err != nil {
 		return nil, err
+	}
+	workload, err := workloadResources(in)
+	if err != nil {
+		return nil, err
+	}
+	if l.Resources, err = Resources(workload, l.Resources, in.Host.Cgroup, in.Policy); err != nil {
+		return nil, fmt.Errorf("workload: %w", err)
 	}
 	if n := in.Policy.Defaults.PidsLimit; n > 0 && l.Resources.Pids == nil {
 		l.Resources.Pids = &specs.LinuxPids{Limit: new(n)}
