@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"math"
+	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,6 +27,38 @@ type Containers struct {
 	PasswdEntries bool
 	// PidsLimit and MinMemory, in bytes, are 0 for no limit.
 	PidsLimit, MinMemory int64
+	// AdditionalDevices are every container's; AllowedDevices are paths of those
+	// that pods may ask for.
+	AdditionalDevices []Device
+	AllowedDevices    []string
+	// PrivilegedSeccompProfile is an absolute path, "" for none.
+	PrivilegedSeccompProfile string
+	// ReadOnly makes root filesystems read-only.
+	ReadOnly bool
+	// AbsentMountSourcesToReject are absolute paths.
+	AbsentMountSourcesToReject []string
+	// BindMountPrefix is an absolute path or "".
+	BindMountPrefix string
+	// Timezone is "", "Local" or a name below the node's zone files.
+	Timezone string
+	// DefaultMountsFile is an absolute path or "".
+	DefaultMountsFile string
+	// EnvFile makes /run/.containerenv.
+	EnvFile bool
+	// MinMappableUID and MinMappableGID are -1 for any.
+	MinMappableUID, MinMappableGID int64
+	// MinGOMAXPROCS is 0 for not to set it.
+	MinGOMAXPROCS int64
+}
+
+// LocalTimezone is the Timezone of the node.
+const LocalTimezone = "Local"
+
+// Device is a device of the host in a container.
+type Device struct {
+	Host, Container string
+	// Permissions are made of r, w and m.
+	Permissions string
 }
 
 // Ulimit is a limit of the kernel for a process. Unlimited is math.MaxUint64.
@@ -47,6 +81,18 @@ func (w *walker) containers(v values) Containers {
 		PasswdEntries:  v.bool("passwd_entries"),
 		PidsLimit:      int64(v.int("pids_limit")),
 		MinMemory:      int64(v.int("container_min_memory")),
+
+		AllowedDevices:             v.list("allowed_devices"),
+		PrivilegedSeccompProfile:   v.str("privileged_seccomp_profile"),
+		ReadOnly:                   v.bool("read_only"),
+		AbsentMountSourcesToReject: v.list("absent_mount_sources_to_reject"),
+		BindMountPrefix:            v.str("bind_mount_prefix"),
+		Timezone:                   v.str("timezone"),
+		DefaultMountsFile:          v.str("default_mounts_file"),
+		EnvFile:                    v.bool("containerenv_file"),
+		MinMappableUID:             int64(v.int("minimum_mappable_uid")),
+		MinMappableGID:             int64(v.int("minimum_mappable_gid")),
+		MinGOMAXPROCS:              int64(v.int("min_injected_gomaxprocs")),
 	}
 	for _, name := range v.list("default_capabilities") {
 		c := "CAP_" + strings.TrimPrefix(strings.ToUpper(name), "CAP_")
@@ -69,10 +115,64 @@ func (w *walker) containers(v values) Containers {
 		out.Ulimits = slices.DeleteFunc(out.Ulimits, func(o Ulimit) bool { return o.Type == l.Type })
 		out.Ulimits = append(out.Ulimits, l)
 	}
-	w.absolute(out.SeccompProfile, "seccomp_profile")
-	w.notNegative(int(out.PidsLimit), "pids_limit")
-	w.notNegative(int(out.MinMemory), "container_min_memory")
+	for _, text := range v.list("additional_devices") {
+		d, err := ParseDevice(text)
+		if err != nil {
+			w.fail([]string{"additional_devices"}, "%v", err)
+		}
+		out.AdditionalDevices = append(out.AdditionalDevices, d)
+	}
+	for _, list := range [][]string{out.AllowedDevices, out.AbsentMountSourcesToReject} {
+		for i, p := range list {
+			if filepath.IsAbs(p) {
+				list[i] = filepath.Clean(p)
+			}
+		}
+	}
+	w.checkContainers(out)
 	return out
+}
+
+func (w *walker) checkContainers(c Containers) {
+	w.absolute(c.SeccompProfile, "seccomp_profile")
+	w.absolute(c.PrivilegedSeccompProfile, "privileged_seccomp_profile")
+	w.absolute(c.DefaultMountsFile, "default_mounts_file")
+	w.absolute(c.BindMountPrefix, "bind_mount_prefix")
+	for _, p := range c.AllowedDevices {
+		w.absolute(p, "allowed_devices")
+	}
+	for _, p := range c.AbsentMountSourcesToReject {
+		w.absolute(p, "absent_mount_sources_to_reject")
+	}
+	w.notNegative(int(c.PidsLimit), "pids_limit")
+	w.notNegative(int(c.MinMemory), "container_min_memory")
+	w.notNegative(int(c.MinGOMAXPROCS), "min_injected_gomaxprocs")
+	w.notNegative(int(c.MinMappableUID)+1, "minimum_mappable_uid")
+	w.notNegative(int(c.MinMappableGID)+1, "minimum_mappable_gid")
+	if z := c.Timezone; z != "" && (path.Clean(z) != z || !filepath.IsLocal(z)) {
+		w.fail([]string{"timezone"}, "%q is neither \"Local\" nor the name of a zone, as \"Europe/Berlin\"", z)
+	}
+}
+
+// ParseDevice reads "/dev/a:/dev/b:rwm" and its shorter forms "/dev/a:/dev/b",
+// "/dev/a:rwm" and "/dev/a".
+func ParseDevice(text string) (Device, error) {
+	parts := strings.Split(text, ":")
+	d := Device{Host: parts[0], Container: parts[0], Permissions: "rwm"}
+	rest := parts[1:]
+	if len(rest) > 0 && strings.HasPrefix(rest[0], "/") {
+		d.Container, rest = rest[0], rest[1:]
+	}
+	if len(rest) > 0 {
+		d.Permissions, rest = rest[0], rest[1:]
+	}
+	switch {
+	case len(rest) > 0 || !path.IsAbs(d.Host) || strings.IndexByte(text, 0) >= 0:
+		return Device{}, fmt.Errorf("%.256q is no device as \"/dev/on-the-host:/dev/in-the-container:rwm\"", text)
+	case d.Permissions == "" || len(d.Permissions) > 3 || strings.Trim(d.Permissions, "rwm") != "":
+		return Device{}, fmt.Errorf("%.256q has permissions that are not made of r, w and m", text)
+	}
+	return d, nil
 }
 
 // parseUlimit reads "nofile=1024:4096" and its short forms.

@@ -5,6 +5,66 @@ import (
 	"testing"
 )
 
+func TestWorkloads(t *testing.T) {
+	p, err := parseText(t, rt+`
+workloads.b = { activation_annotation = "b/b" }
+workloads.a = { activation_annotation = "a/a", annotation_prefix = "p", allowed_annotations = ["umask.crio.io"], resources = { cpushares = 20, cpuset = "0-1", cpulimit = 500, cpuperiod = 1000 } }
+`)
+	if err != nil || len(p.warnings) != 0 {
+		t.Fatal(err, p.warnings)
+	}
+	equal(t, p.runtime.Workloads, []Workload{
+		{"a", "a/a", "p", []string{"umask.crio.io"}, WorkloadResources{CPUShares: 20, CPUSet: "0-1", CPULimit: 500, CPUPeriod: 1000}},
+		{Name: "b", ActivationAnnotation: "b/b"},
+	})
+}
+
+// TestInherited: what a handler takes from the default one, and keeps.
+func TestInherited(t *testing.T) {
+	p, err := parseText(t, rt+`
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+runtime_path = "/shim"
+snapshotter = "a"
+platform_runtime_paths = { "arm64" = "/arm", "linux/amd64/v1" = "/amd" }
+options = { BinaryName = "/runc", SystemdCgroup = true }
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.heir]
+inherit_default_runtime = true
+snapshotter = "b"
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runc, heir := p.runtime.Handlers["runc"], p.runtime.Handlers["heir"]
+	equal(t, runc.PlatformRuntimePaths, map[string]string{"linux/arm64": "/arm", "linux/amd64": "/amd"})
+	equal(t, heir.Options, runc.Options)
+	if heir.RuntimeType != runc.RuntimeType || heir.RuntimePath != "/shim" || heir.Snapshotter != "b" || heir.PlatformRuntimePaths != nil {
+		t.Errorf("the heir is %+v", heir)
+	}
+}
+
+func TestParseDevice(t *testing.T) {
+	for _, text := range []string{"", "dev/a", "/dev/a:", "/dev/a:/dev/b:", "/dev/a:/dev/b:rx", "/dev/a:rwmr", "/dev/a:r:/dev/b", "/dev/a:/dev/b:r:w", "/dev/a\x00"} {
+		if d, err := ParseDevice(text); err == nil {
+			t.Errorf("%q is %+v", text, d)
+		}
+	}
+}
+
+func FuzzParseDevice(f *testing.F) {
+	f.Add("/dev/a:/dev/b:rwm")
+	f.Add("/dev/a:r")
+	f.Fuzz(func(t *testing.T, text string) {
+		d, err := ParseDevice(text)
+		if err != nil {
+			return
+		}
+		if again, err := ParseDevice(d.Host + ":" + d.Container + ":" + d.Permissions); err != nil || again != d {
+			t.Errorf("%q is %+v, and that %+v, %v", text, d, again, err)
+		}
+	})
+}
+
 func TestContainers(t *testing.T) {
 	p, err := parseText(t, rt)
 	if err != nil {
@@ -21,6 +81,18 @@ seccomp_profile = "/etc/s.json"
 pids_limit = 100
 container_min_memory = 12582912
 containerd.runtimes.runc.seccomp_profile = "/etc/r.json"
+additional_devices = ["/dev/a", "/dev/b:/dev/c:r", "/dev/d:rw"]
+allowed_devices = ["/dev//a/"]
+privileged_seccomp_profile = "/etc/p.json"
+read_only = true
+absent_mount_sources_to_reject = ["/etc/hostname"]
+bind_mount_prefix = "/host"
+timezone = "Europe/Berlin"
+default_mounts_file = "/etc/mounts.conf"
+containerenv_file = true
+minimum_mappable_uid = 1000
+minimum_mappable_gid = 0
+min_injected_gomaxprocs = 2
 `)
 	if err != nil || len(p.warnings) != 0 {
 		t.Fatal(err, p.warnings)
@@ -32,6 +104,10 @@ containerd.runtimes.runc.seccomp_profile = "/etc/r.json"
 			{"RLIMIT_NPROC", 5, math.MaxUint64}, {"RLIMIT_NOFILE", 7, 7},
 		},
 		SeccompProfile: "/etc/s.json", PasswdEntries: true, PidsLimit: 100, MinMemory: 12 << 20,
+		AdditionalDevices: []Device{{"/dev/a", "/dev/a", "rwm"}, {"/dev/b", "/dev/c", "r"}, {"/dev/d", "/dev/d", "rw"}}, AllowedDevices: []string{"/dev/a"},
+		PrivilegedSeccompProfile: "/etc/p.json", ReadOnly: true, AbsentMountSourcesToReject: []string{"/etc/hostname"},
+		BindMountPrefix: "/host", Timezone: "Europe/Berlin", DefaultMountsFile: "/etc/mounts.conf", EnvFile: true,
+		MinMappableUID: 1000, MinMappableGID: 0, MinGOMAXPROCS: 2,
 	})
 	equal(t, p.runtime.Handlers["runc"].SeccompProfile, "/etc/r.json")
 	p, err = parseText(t, rt+"default_capabilities = []")

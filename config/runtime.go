@@ -1,10 +1,13 @@
 package config
 
 import (
+	"maps"
 	"path"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/containerd/platforms"
 )
 
 // podSandboxer is the sandboxer that runs a pause process.
@@ -65,6 +68,8 @@ type Runtime struct {
 	// Containers is what every container gets, unless something nearer to it
 	// says otherwise.
 	Containers Containers
+	// Workloads are by name.
+	Workloads []Workload
 
 	IgnoreDeprecationWarnings []string
 	StatsCollectPeriod        time.Duration
@@ -82,6 +87,9 @@ type Handler struct {
 	// Options are the runtime's options, nil if there is no table of them. For
 	// runc's type they are known keys only, spelled as in Keys.
 	Options map[string]any
+	// PlatformRuntimePaths are paths of the OCI runtime by the platform of the
+	// image, as "linux/arm64".
+	PlatformRuntimePaths map[string]string
 	// Sandboxer is "podsandbox", "shim", or the ID of a controller. Not empty.
 	Sandboxer string
 	// Snapshotter is "" for the images table's.
@@ -94,6 +102,8 @@ type Handler struct {
 	PodAnnotations       []string
 	ContainerAnnotations []string
 	DefaultAnnotations   map[string]string
+	// AllowedAnnotations are those of Allowable that have an effect.
+	AllowedAnnotations []string
 
 	// ContainerCreateTimeout is 0 for the usual time.
 	ContainerCreateTimeout time.Duration
@@ -161,11 +171,12 @@ func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
 	out.CNI = w.cni(v.table("cni"))
 	out.DefaultSysctls = w.sysctls(v.list("default_sysctls"))
 	out.Containers = w.containers(v)
+	out.Workloads = w.workloads(v.table("workloads"))
 	out.DefaultHandler = v.str("containerd.default_runtime_name")
 	out.Handlers = map[string]Handler{}
 	runtimes := v.table("containerd.runtimes")
 	for _, name := range runtimes.names() {
-		out.Handlers[name] = w.handler(name, runtimes.entry(name))
+		out.Handlers[name] = w.handler(name, w.inherited(name, runtimes, out.DefaultHandler))
 	}
 	for _, key := range []string{"stats_collect_period", "stats_retention_period"} {
 		if err := checkDuration(v.str(key)); err != nil {
@@ -296,6 +307,52 @@ func (w *walker) cni(v values) CNI {
 	return out
 }
 
+// inherited is the table of a handler, with what it takes from the default one.
+func (w *walker) inherited(name string, runtimes values, def string) values {
+	own, from := runtimes.entry(name), runtimes.entry(def)
+	if !own.bool("inherit_default_runtime") {
+		return own
+	}
+	at := []string{"containerd", "runtimes", name, "inherit_default_runtime"}
+	if name == def {
+		w.fail(at, "is set for the default handler itself")
+	}
+	out := maps.Clone(own)
+	for _, key := range []string{"runtime_type", "runtime_path", "options"} {
+		if own.str(key) != "" || len(own.table(key)) > 0 {
+			w.fail(at, "is set, and so is %s, which it would replace", key)
+		}
+		delete(out, key)
+		if v, ok := from[key]; ok {
+			out[key] = v
+		}
+	}
+	return out
+}
+
+// platformPaths reads paths by the name of a platform.
+func (w *walker) platformPaths(handler string, v values) map[string]string {
+	var out map[string]string
+	for _, name := range v.names() {
+		path, _ := v[name].(string)
+		if path == "" {
+			continue
+		}
+		at := []string{"containerd", "runtimes", handler, "platform_runtime_paths", name}
+		p, err := platforms.Parse(name)
+		if err != nil {
+			w.fail(at, "%q is not a platform, write one as \"linux/amd64\"", name)
+			continue
+		}
+		w.absolute(path, at...)
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[platforms.FormatAll(platforms.Normalize(p))] = path
+	}
+	return out
+}
+
 func (w *walker) handler(name string, v values) Handler {
 	h := Handler{
 		Name:                         name,
@@ -309,6 +366,8 @@ func (w *walker) handler(name string, v values) Handler {
 		PodAnnotations:               v.list("pod_annotations"),
 		ContainerAnnotations:         v.list("container_annotations"),
 		DefaultAnnotations:           w.annotations(name, v.table("default_annotations")),
+		PlatformRuntimePaths:         w.platformPaths(name, v.table("platform_runtime_paths")),
+		AllowedAnnotations:           v.list("allowed_annotations"),
 		ContainerCreateTimeout:       v.duration("container_create_timeout", 0),
 		CNIConfDir:                   v.str("cni_conf_dir"),
 		CNIMaxConfNum:                v.int("cni_max_conf_num"),
@@ -367,6 +426,10 @@ func (w *walker) checkHandler(h Handler) {
 	w.absolute(h.SeccompProfile, at("seccomp_profile")...)
 	w.absolute(h.CNIConfDir, at("cni_conf_dir")...)
 	w.notNegative(h.CNIMaxConfNum, at("cni_max_conf_num")...)
+	if len(h.PlatformRuntimePaths) > 0 && !h.IsRunc() {
+		w.fail(at("platform_runtime_paths"), "needs the runtime_type %q", runcType)
+	}
+	w.checkAllowed(h)
 	w.patterns(h.PodAnnotations, at("pod_annotations"))
 	w.patterns(h.ContainerAnnotations, at("container_annotations"))
 }

@@ -67,14 +67,20 @@ func (l labels) Allocate(sb record.Sandbox) (record.Labels, error) {
 }
 
 // imageSource is container.Images.
-type imageSource struct{ *image.Service }
+type imageSource struct {
+	*image.Service
+	handlers *handler.Handlers
+}
 
-func (i imageSource) Resolve(ctx context.Context, ref string, h record.Handler) (container.Image, error) {
-	r, err := i.Service.Resolve(ctx, ref, h.Name)
+func (i imageSource) Resolve(ctx context.Context, spec *cri.ImageSpec, h record.Handler) (container.Image, error) {
+	r, err := i.Service.Resolve(ctx, spec, h.Name)
 	if err != nil {
 		return container.Image{}, err
 	}
-	return container.Image{Image: r.Image, Config: r.Config.Config, Parent: r.ChainID, Snapshotter: r.Snapshotter}, nil
+	if h, err = i.handlers.For(h, r.Config.Platform); err != nil {
+		return container.Image{}, err
+	}
+	return container.Image{Image: r.Image, Config: r.Config.Config, Parent: r.ChainID, Snapshotter: r.Snapshotter, Handler: h}, nil
 }
 
 // tasks is container.Tasks.
@@ -170,8 +176,12 @@ func (t task) State(ctx context.Context) (container.TaskState, error) {
 	return state, err
 }
 
+func (t task) Change(ctx context.Context, c container.Change) error {
+	return t.Task.Change(ctx, runtime.Change(c))
+}
+
 func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Exec, error) {
-	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, IO: runtime.IO(req.IO), Spec: req.Spec})
+	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, IO: runtime.IO(req.IO), Score: req.Score, Spec: req.Spec})
 	if err != nil {
 		return nil, err // not a nil *Exec
 	}
@@ -179,9 +189,14 @@ func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Ex
 }
 
 // validate is cri.Validate.
-type validate struct{}
+type validate struct{ policy spec.Policy }
 
-func (validate) Pod(c *cri.PodSandboxConfig) error { return spec.ValidatePod(c) }
+func (v validate) Pod(c *cri.PodSandboxConfig) error {
+	if err := spec.ValidatePod(c); err != nil {
+		return err
+	}
+	return spec.CheckMappings(c, v.policy)
+}
 
 func (validate) Container(c *cri.ContainerConfig, pod *cri.PodSandboxConfig) error {
 	return spec.ValidateContainer(c, pod)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	goruntime "runtime"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/metadata"
@@ -65,6 +66,9 @@ func imageHandlers(handlers *handler.Handlers, c config.Images) map[string]image
 	for _, h := range handlers.List() {
 		p, own := c.RuntimePlatforms[cmp.Or(h.Name, def)]
 		ih := image.Handler{Snapshotter: h.Snapshotter}
+		if slices.Contains(h.AllowedAnnotations, config.AnnotationImagePlatform) {
+			ih.PlatformAnnotation = config.AnnotationImagePlatform
+		}
 		if own {
 			if p.Snapshotter != "" {
 				ih.Snapshotter = p.Snapshotter

@@ -248,6 +248,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	files, err := podfiles.New(filepath.Join(n.stateDir, "sandboxes"), podfiles.Text{
 		Hostname:   func(c *criapi.PodSandboxConfig) string { return spec.Hostname(c, n.facts) },
 		ResolvConf: spec.ResolvConf, Label: selinux.SetFiles,
+		ShmSize: func(sb record.Sandbox) (int64, error) { return shmSize(s.handlers, cfg.runtime.Workloads, sb) },
 	})
 	if err != nil {
 		return err
@@ -271,8 +272,11 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	gen := &generator{
 		handlers: s.handlers, containers: s.store.Containers, files: files, userns: s.userns, host: n.facts, policy: policyOf(cfg.runtime),
-		entries: cfg.runtime.Containers.PasswdEntries,
+		node: cfg.runtime.Containers, workloads: cfg.runtime.Workloads,
 		devices: cdi.New(cfg.runtime.CDISpecDirs), labels: labels.Labels, hooksDirs: cfg.runtime.HooksDirs,
+	}
+	if _, err := zoneOf(gen.node); err != nil {
+		return err
 	}
 	hierarchies, err := runtime.NewHierarchies()
 	if err != nil {
@@ -290,7 +294,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	// machines.
 	s.streams = newStreams(n.stateDir, cfg.runtime, keeper.New(filepath.Join(n.rootDir, keeper.Program), filepath.Join(n.stateDir, keeper.Socket)))
 	s.containers = container.New(container.Deps{
-		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images}, Snapshots: snaps,
+		Store: s.store.Containers, Sandboxes: s.store.Sandboxes, Images: imageSource{images, s.handlers}, Snapshots: snaps,
 		Volumes: volumes, Specs: gen, Files: files, Tasks: tasks{rt}, Streams: s.streams, Cgroups: s.stats,
 		Plugins: s.plugins, Ops: s.ops, Background: s.background,
 	})
@@ -303,7 +307,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	s.cri = cri.New(cri.Deps{
 		Sandboxes: s.sandboxes, Containers: s.containers, Images: images, Streaming: s.streaming, Network: nets,
-		Handlers: s.handlers, Validate: validate{}, Stats: s.stats, Version: semver(version.Version),
+		Handlers: s.handlers, Validate: validate{policyOf(cfg.runtime)}, Stats: s.stats, Version: semver(version.Version),
 		Warnings: shownWarnings(cfg), Info: func() map[string]any { return map[string]any{"config": cfg.runtime} },
 	})
 	if !cfg.runtime.DisableAppArmor {
@@ -509,7 +513,10 @@ func policyOf(c config.Runtime) spec.Policy {
 		IgnoreImageVolumes: c.IgnoreImageDefinedVolumes,
 		DisableAppArmor:    c.DisableAppArmor, DeviceOwnership: c.DeviceOwnershipFromSecurityContext,
 		HostNetworkDisableSELinux: c.HostNetworkDisableSELinux,
-		SeccompProfile:            c.Containers.SeccompProfile, Defaults: defaultsOf(c.Containers),
+		PrivilegedSeccompProfile:  c.Containers.PrivilegedSeccompProfile, ReadOnly: c.Containers.ReadOnly,
+		AllowedDevices: c.Containers.AllowedDevices, MinGOMAXPROCS: c.Containers.MinGOMAXPROCS,
+		MinMappableUID: c.Containers.MinMappableUID, MinMappableGID: c.Containers.MinMappableGID,
+		SeccompProfile: c.Containers.SeccompProfile, Defaults: defaultsOf(c.Containers),
 	}
 }
 

@@ -7,10 +7,12 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/config"
 	"github.com/gantry-cri/gantry/plugin/cdi"
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/facts"
@@ -38,8 +40,9 @@ type generator struct {
 	hooksDirs  []string
 	host       facts.Host
 	policy     spec.Policy
-	// entries adds to an image's databases users that they do not know.
-	entries bool
+	workloads  []config.Workload
+	// node is what every container gets.
+	node config.Containers
 }
 
 // Container implements container.Specs.
@@ -61,13 +64,19 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if in.Namespaces, err = g.namespaces(req.Sandbox, cfg); err != nil {
 		return container.Spec{}, err
 	}
-	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts(), req.Volumes.Images); err != nil {
+	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts(), req.Volumes.Images, mountRules(g.node)); err != nil {
 		return container.Spec{}, err
 	}
 	if in.Labels, err = selinux.Container(req.Sandbox.Labels, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions()); err != nil {
 		return container.Spec{}, err
 	}
 	if err := g.nodes(&in); err != nil {
+		return container.Spec{}, err
+	}
+	if in.Files.Timezone, err = zoneOf(g.node); err != nil {
+		return container.Spec{}, err
+	}
+	if in.NodeMounts, err = g.nodeMounts(ctx); err != nil {
 		return container.Spec{}, err
 	}
 	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), in.Handler, g.policy); err != nil {
@@ -176,7 +185,7 @@ func (g *generator) lookInside(ctx context.Context, layers []mount.Mount, in *sp
 		if program, ok := spec.MayBeSystemd(in.Config, in.ImageConfig); ok {
 			in.Systemd = spec.IsSystemd(rootfs.Program(root, program))
 		}
-		if in.User, err = rootfs.LookupUser(root, req); err != nil || !g.entries {
+		if in.User, err = rootfs.LookupUser(root, req); err != nil || !g.node.PasswdEntries {
 			return err
 		}
 		missing, err = rootfs.WithEntries(root, in.User)
@@ -187,11 +196,15 @@ func (g *generator) lookInside(ctx context.Context, layers []mount.Mount, in *sp
 
 // write makes the files that the container has instead of the image's.
 func (g *generator) write(c record.Container, d rootfs.Databases, in *spec.ContainerInput) (err error) {
+	var env []byte
+	if g.node.EnvFile {
+		env = []byte{}
+	}
 	for _, f := range []struct {
 		name    string
 		content []byte
 		path    *string
-	}{{"passwd", d.Passwd, &in.Files.Passwd}, {"group", d.Group, &in.Files.Group}} {
+	}{{"passwd", d.Passwd, &in.Files.Passwd}, {"group", d.Group, &in.Files.Group}, {"containerenv", env, &in.Files.Env}} {
 		if f.content == nil {
 			continue
 		}
@@ -210,6 +223,7 @@ func (g *generator) handler(ctx context.Context, r record.Handler) (spec.Handler
 	}
 	return spec.Handler{
 		Name: h.Name, IDMapMounts: h.Features.IDMapMounts,
+		AllowedAnnotations: h.AllowedAnnotations, Workloads: g.workloads,
 		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations, DefaultAnnotations: h.DefaultAnnotations,
 		PrivilegedWithoutHostDevices:                  h.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: h.PrivilegedWithoutHostDevicesAllDevicesAllowed,
@@ -254,14 +268,76 @@ func (g *generator) namespaces(sb record.Sandbox, cfg *cri.ContainerConfig) (spe
 	return n, nil
 }
 
-func (g *generator) nodes(in *spec.ContainerInput) (err error) {
-	if in.Devices, err = host.ResolveDevices(in.Config.GetDevices()); err != nil {
+// nodes finds the devices: the node's for every container first, those of the
+// request last, as they win.
+func (g *generator) nodes(in *spec.ContainerInput) error {
+	for _, d := range g.node.AdditionalDevices {
+		found, err := host.ResolveDevice(&cri.Device{HostPath: d.Host, ContainerPath: d.Container, Permissions: d.Permissions})
+		if err != nil {
+			return fmt.Errorf("additional_devices: %w", err)
+		}
+		in.Devices = append(in.Devices, found...)
+	}
+	wanted, err := spec.PodDevices(in.Pod, in.Handler, g.policy)
+	if err != nil {
 		return err
 	}
+	for _, d := range wanted {
+		found, err := host.ResolveDevice(d)
+		if err != nil {
+			return fmt.Errorf("annotation for devices: %w", err)
+		}
+		in.Devices = append(in.Devices, found...)
+	}
+	asked, err := host.ResolveDevices(in.Config.GetDevices())
+	if err != nil {
+		return err
+	}
+	in.Devices = append(in.Devices, asked...)
 	if in.Config.GetLinux().GetSecurityContext().GetPrivileged() && !in.Handler.PrivilegedWithoutHostDevices {
 		in.HostDevices, err = host.HostDevices()
 	}
 	return err
+}
+
+func mountRules(c config.Containers) host.MountRules {
+	return host.MountRules{Prefix: c.BindMountPrefix, Reject: c.AbsentMountSourcesToReject}
+}
+
+// zoneOf is the file of the time zone, "" for none.
+func zoneOf(c config.Containers) (string, error) {
+	if c.Timezone == "" {
+		return "", nil
+	}
+	return host.ZoneFile(c.Timezone, c.Timezone == config.LocalTimezone)
+}
+
+// nodeMounts are those of default_mounts_file whose source is there.
+func (g *generator) nodeMounts(ctx context.Context) (list []facts.Mount, err error) {
+	file := g.node.DefaultMountsFile
+	if file == "" {
+		return nil, nil
+	}
+	content, err := host.ReadMountsFile(file)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := spec.ParseMountsFile(file, content)
+	if err != nil {
+		return nil, fmt.Errorf("default_mounts_file: %w", err)
+	}
+	for _, m := range mounts {
+		source, found, err := host.ResolveSource(m.GetHostPath())
+		if err != nil {
+			return nil, fmt.Errorf("default_mounts_file: %w", err)
+		}
+		if !found {
+			log.G(ctx).WithField("path", m.GetHostPath()).Warn("a source in default_mounts_file does not exist and is left out")
+			continue
+		}
+		list = append(list, facts.Mount{Source: source, Destination: m.GetContainerPath(), Readonly: true})
+	}
+	return list, nil
 }
 
 // hooks reads the hooks directories anew, as their files come and go. One that
@@ -292,6 +368,12 @@ func profileOf(sc spec.SecurityContext, h spec.Handler, p spec.Policy) ([]byte, 
 	return host.ReadProfile(profile.Ref)
 }
 
+// shmSize is what a pod wants for its /dev/shm.
+func shmSize(handlers *handler.Handlers, workloads []config.Workload, sb record.Sandbox) (int64, error) {
+	h, _ := handlers.Get(sb.Handler.Name) // a run has just found it
+	return spec.ShmSize(sb.Config, spec.Handler{AllowedAnnotations: h.AllowedAnnotations, Workloads: workloads})
+}
+
 // Update implements container.Specs.
 func (g *generator) Update(s *specs.Spec, update *cri.LinuxContainerResources) (*specs.Spec, error) {
 	return spec.Update(s, update, g.host, g.policy)
@@ -312,12 +394,14 @@ func (g *generator) Pause(sb record.Sandbox, netns string, args []string) (*spec
 	if err != nil {
 		return nil, err
 	}
-	profile, err := profileOf(sb.Config.GetLinux().GetSecurityContext(), h, g.policy)
+	policy := g.policy
+	policy.PrivilegedSeccompProfile = "" // it is the containers'
+	profile, err := profileOf(sb.Config.GetLinux().GetSecurityContext(), h, policy)
 	if err != nil {
 		return nil, err
 	}
 	s, err := spec.Pause(spec.PauseInput{
-		ID: sb.ID, Config: sb.Config, Args: args, Handler: h, Policy: g.policy, Host: g.host,
+		ID: sb.ID, Config: sb.Config, Args: args, Handler: h, Policy: policy, Host: g.host,
 		NetNS: netns, UserNS: g.userNS(sb), Files: files, SeccompProfile: profile, Labels: sb.Labels,
 	})
 	if err != nil {

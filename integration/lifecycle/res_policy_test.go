@@ -245,6 +245,12 @@ func TestRES_11_UpdateEveryField(t *testing.T) {
 		t.Errorf("an update that failed left the score %d", got)
 	}
 	wantError(t, b.update(id, &cri.LinuxContainerResources{OomScoreAdj: 1001}), codes.InvalidArgument, "oom_score_adj")
+	b.commandsHave(id, 800)
+	b.Restart()
+	b.commandsHave(id, 800)
+	if got := scoreOf(t, pid); got != 800 {
+		t.Errorf("commands have set the container's score to %d", got)
+	}
 	// Before the start it is the same.
 	id = b.mustCreate(b.limits("later", &cri.LinuxContainerResources{OomScoreAdj: 400}))
 	if err := b.update(id, &cri.LinuxContainerResources{OomScoreAdj: 600}); err != nil {
@@ -255,6 +261,18 @@ func TestRES_11_UpdateEveryField(t *testing.T) {
 	}
 	if got := scoreOf(t, b.begun(id)); got != 600 {
 		t.Errorf("set before the start: %d", got)
+	}
+	b.commandsHave(id, 600)
+}
+
+// commandsHave runs a command that waits until it has the score, and so has a
+// child that it starts at once; the runtime begins both with its own idea.
+func (b *box) commandsHave(id string, score int) {
+	b.t.Helper()
+	const script = `has() { for i in $(seq 300); do read n </proc/self/oom_score_adj; [ "$n" = $1 ] && return; sleep 0.1; done; echo "$2 has $n"; return 1; }
+has $0 "a child" & has $0 "the command" && wait $!`
+	if out, code := tryExec(b.t, b.Daemon, id, "sh", "-c", script, fmt.Sprint(score)); code != 0 {
+		b.t.Errorf("%s, want %d", out, score)
 	}
 }
 

@@ -104,6 +104,64 @@ func TestSEC_01_Capabilities(t *testing.T) {
 	}
 }
 
+// TestSEC_02_AmbientCapabilities: a process that is not root's has what was
+// named and nothing else, and so have commands; what inherits by a file is no
+// more than that.
+func TestSEC_02_AmbientCapabilities(t *testing.T) {
+	t.Parallel()
+	const bind = uint64(1) << unix.CAP_NET_BIND_SERVICE
+	b := newBox(t, privileged)
+	run := func(name string, user int64, c *cri.Capability, edits ...func(*cri.LinuxContainerSecurityContext)) (string, map[string]uint64) {
+		config := b.sleeper(name)
+		config.Linux.SecurityContext.Capabilities = c
+		config.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: user}
+		for _, edit := range edits {
+			edit(config.Linux.SecurityContext)
+		}
+		id := b.run(config)
+		command := b.Exec(id, "cat", "/proc/self/status")
+		sets := map[string]uint64{}
+		for _, set := range []string{"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"} {
+			sets[set] = capsOf(t, b.procStatus(id), set)
+			if got := capsOf(t, command, set); got != sets[set] {
+				t.Errorf("%s: %s of a command is %x, the container's %x", name, set, got, sets[set])
+			}
+		}
+		return id, sets
+	}
+	want := func(name string, sets map[string]uint64, ambient, effective uint64) {
+		t.Helper()
+		if sets["CapAmb"] != ambient || sets["CapInh"] != ambient || sets["CapPrm"] != effective || sets["CapEff"] != effective {
+			t.Errorf("%s: %x, want ambient %x and effective %x", name, sets, ambient, effective)
+		}
+	}
+	_, normal := run("none", 1000, nil)
+	want("none", normal, 0, 0)
+	id, sets := run("one", 1000, &cri.Capability{AddAmbientCapabilities: []string{"NET_ADMIN", "cap_chown"}})
+	want("one", sets, netAdmin|chown, netAdmin|chown)
+	if sets["CapBnd"] != normal["CapBnd"]|netAdmin {
+		t.Errorf("bounding %x, without it %x", sets["CapBnd"], normal["CapBnd"])
+	}
+	// It counts, and in the program that a program runs too.
+	b.Exec(id, "sh", "-c", "touch /tmp/f && chown 7 /tmp/f && [ $(stat -c %u /tmp/f) = 7 ] && ip link set lo down && ip link set lo up")
+	_, sets = run("only", 1000, &cri.Capability{DropCapabilities: []string{"ALL"}, AddAmbientCapabilities: []string{"NET_BIND_SERVICE"}})
+	want("only", sets, bind, bind)
+	_, sets = run("dropped", 1000, &cri.Capability{DropCapabilities: []string{"CHOWN"}, AddAmbientCapabilities: []string{"CHOWN"}})
+	want("dropped", sets, 0, 0)
+	_, sets = run("all", 1000, &cri.Capability{AddCapabilities: []string{"ALL"}, AddAmbientCapabilities: []string{"ALL"}})
+	want("all", sets, b.bounding(), b.bounding())
+	_, sets = run("root", 0, &cri.Capability{AddAmbientCapabilities: []string{"NET_ADMIN"}})
+	want("root", sets, netAdmin, normal["CapBnd"]|netAdmin)
+	all := func(s *cri.LinuxContainerSecurityContext) { s.Privileged = true }
+	_, sets = run("privileged", 1000, nil, all)
+	want("privileged", sets, 0, 0)
+	_, sets = run("privileged-asked", 1000, &cri.Capability{AddAmbientCapabilities: []string{"SYS_ADMIN"}}, all)
+	want("privileged-asked", sets, sysAdmin, sysAdmin)
+	c := b.sleeper("unknown")
+	c.Linux.SecurityContext.Capabilities = &cri.Capability{AddAmbientCapabilities: []string{"NO_SUCH"}}
+	b.refused(c, codes.InvalidArgument, "add_ambient_capabilities", "NO_SUCH")
+}
+
 // privileged makes a pod one of privileged containers.
 func privileged(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true }
 

@@ -51,7 +51,7 @@ type Sandboxes interface {
 // Images finds an image that is on the node.
 type Images interface {
 	// Resolve accepts a tag, a digest, an ID or its unique prefix.
-	Resolve(ctx context.Context, ref string, h record.Handler) (Image, error)
+	Resolve(ctx context.Context, spec *cri.ImageSpec, h record.Handler) (Image, error)
 }
 
 // Image is an image as a container needs it.
@@ -62,6 +62,8 @@ type Image struct {
 	Parent string
 	// Snapshotter has that snapshot.
 	Snapshotter string
+	// Handler is the pod's, with what is different for the image's platform.
+	Handler record.Handler
 }
 
 // Snapshots makes the root filesystems, under the container's ID, and views of
@@ -154,13 +156,18 @@ type Task interface {
 	Kill(ctx context.Context, signal syscall.Signal, all bool) error
 	Pid(context.Context) (uint32, error)
 	State(context.Context) (TaskState, error)
-	// Change makes the running container what after says where before says
-	// otherwise.
-	Change(ctx context.Context, before, after *specs.Spec) error
+	Change(ctx context.Context, change Change) error
 	Exec(ctx context.Context, req ExecRequest) (Exec, error)
 	// EndExec ends and forgets a process that Exec may have added although it
 	// did not return it, now or for an earlier daemon. None is fine.
 	EndExec(ctx context.Context, execID string, spec []byte) error
+}
+
+// Change makes a running container what After says where Before says otherwise.
+type Change struct {
+	Before, After *specs.Spec
+	// Annotations go to the runtime with the resources.
+	Annotations map[string]string
 }
 
 // ExecRequest describes a further process.
@@ -168,6 +175,9 @@ type ExecRequest struct {
 	ID      string
 	Process *specs.Process
 	IO      Endpoints
+	// Score is the OOM score that the process is to have, nil for that of the
+	// container's creation.
+	Score *int
 	// Spec is the OCI specification of the container.
 	Spec []byte
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -409,7 +410,7 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 	d := w.start()
 	ctx := context.Background()
 	id := mustStart(t, d)
-	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 100, CpuShares: 7}); err != nil {
+	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 100, CpuShares: 7}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if c, _ := d.Get(id); c.Resources.GetCpuQuota() != 100 || c.Resources.GetCpuShares() != 7 || !strings.Contains(string(c.Spec), `"quota":100`) {
@@ -422,7 +423,7 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 			}
 			return nil, nil
 		}
-		if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 200}); !errors.Is(err, errStruck) {
+		if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 200}, nil); !errors.Is(err, errStruck) {
 			t.Errorf("%s: %v", failing, err)
 		}
 		if c, _ := d.Get(id); c.Resources.GetCpuQuota() != 100 {
@@ -435,14 +436,29 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 			t.Errorf("%s: the last thing done was %q, not setting the old quota", failing, last)
 		}
 	}
+	// Annotations go with the change, and not with what takes it back.
+	w.strike = func(_ int, name string) (before, after error) {
+		if name == "write record" {
+			return errStruck, nil
+		}
+		return nil, nil
+	}
+	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 200}, map[string]string{"test/mark": " marked"}); !errors.Is(err, errStruck) {
+		t.Errorf("marked: %v", err)
+	}
+	w.mu.Lock()
+	if n := len(w.names); !slices.Equal(w.names[n-3:], []string{"set quota 200 marked", "write record", "set quota 100"}) {
+		t.Errorf("a marked update that fails did %q", w.names[n-3:])
+	}
+	w.mu.Unlock()
 	w.strike = nil
-	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: -5}); !errdefs.IsInvalidArgument(err) {
+	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: -5}, nil); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("bad value: %v", err)
 	}
 	w.mu.Lock()
 	effects := len(w.names)
 	w.mu.Unlock()
-	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 300, MemoryLimitInBytes: used - 1}); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "memory_limit_in_bytes") {
+	if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 300, MemoryLimitInBytes: used - 1}, nil); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "memory_limit_in_bytes") {
 		t.Errorf("less memory than is in use: %v", err)
 	}
 	w.mu.Lock()
@@ -450,7 +466,7 @@ func TestUpdateIsAllOrNothing(t *testing.T) {
 		t.Errorf("a refused update did %q", w.names[effects:])
 	}
 	w.mu.Unlock()
-	if err := d.Update(ctx, id, &cri.LinuxContainerResources{MemoryLimitInBytes: used}); err != nil {
+	if err := d.Update(ctx, id, &cri.LinuxContainerResources{MemoryLimitInBytes: used}, nil); err != nil {
 		t.Errorf("as much memory as is in use: %v", err)
 	}
 	if err := d.Remove(ctx, id); err != nil {

@@ -79,12 +79,12 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 		return c, err
 	}
 	operation.Stage(ctx, "resolve image")
-	img, err := s.Images.Resolve(ctx, req.Config.GetImage().GetImage(), sb.Handler)
+	img, err := s.Images.Resolve(ctx, req.Config.GetImage(), sb.Handler)
 	if err != nil {
 		return c, fmt.Errorf("resolve image: %w", err)
 	}
 	c = record.Container{
-		ID: record.NewID(), SandboxID: sb.ID, Config: req.Config, Handler: sb.Handler, Image: img.Image,
+		ID: record.NewID(), SandboxID: sb.ID, Config: req.Config, Handler: img.Handler, Image: img.Image,
 		Phase: record.ContainerCreating, CreatedAt: time.Now(), LogPath: logPath(sb.Config, req.Config),
 		Resources: req.Config.GetLinux().GetResources(),
 	}

@@ -133,6 +133,7 @@ type execution struct {
 	id      string
 	process *specs.Process
 	spec    []byte // of the container
+	score   *int   // what it is to have in place of the runtime's
 	later   *lifecycle.Group
 	lost    func(context.Context) // ends it if the runtime knows it
 
@@ -144,8 +145,12 @@ type execution struct {
 
 func (s *Service) execution(p *specs.Process, c record.Container) *execution {
 	id := record.NewID()
+	var score *int
+	if c.Rescored {
+		score = p.OOMScoreAdj
+	}
 	return &execution{
-		id: id, process: p, spec: c.Spec, later: s.Background, lost: func(ctx context.Context) { s.endExec(ctx, c, id) },
+		id: id, process: p, spec: c.Spec, score: score, later: s.Background, lost: func(ctx context.Context) { s.endExec(ctx, c, id) },
 		begun: make(chan struct{}), end: make(chan ending, 1),
 	}
 }
@@ -167,7 +172,7 @@ func (x *execution) closeStdin(ctx context.Context) error {
 func (x *execution) run(ctx context.Context, task Task, session Session, resize <-chan [2]uint32) (record.Exit, error) {
 	operation.Stage(ctx, "start the command")
 	var err error
-	x.exec, err = task.Exec(ctx, ExecRequest{ID: x.id, Process: x.process, IO: session.Endpoints(), Spec: x.spec})
+	x.exec, err = task.Exec(ctx, ExecRequest{ID: x.id, Process: x.process, IO: session.Endpoints(), Score: x.score, Spec: x.spec})
 	if err != nil {
 		// What was answered may have been lost.
 		x.later.Go("end an exec that may be there", x.lost)

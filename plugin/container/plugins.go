@@ -17,8 +17,8 @@ import (
 type Plugins interface {
 	// CreateContainer returns the specification of c as the plugins want it.
 	CreateContainer(ctx context.Context, sb record.Sandbox, c record.Container) ([]byte, error)
-	// UpdateContainer returns the resources to set in place of r.
-	UpdateContainer(ctx context.Context, sb record.Sandbox, c record.Container, r *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error)
+	// UpdateContainer returns the resources to set in place of the update's.
+	UpdateContainer(ctx context.Context, sb record.Sandbox, c record.Container, u facts.Update) (*cri.LinuxContainerResources, error)
 	TellContainer(ctx context.Context, e facts.PluginEvent, sb record.Sandbox, c record.Container) error
 	// Hold keeps new plugins waiting until the release is called, so that they
 	// hear of a container either by an event or when they are introduced.

@@ -26,7 +26,7 @@ func TestPluginsHear(t *testing.T) {
 		if err := d.Start(ctx, id); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 6}); err != nil {
+		if err := d.Update(ctx, id, &cri.LinuxContainerResources{CpuQuota: 6}, nil); err != nil {
 			t.Fatal(err)
 		}
 		if c, err := d.Get(id); err != nil || c.Resources.GetCpuQuota() != 7 {

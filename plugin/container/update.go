@@ -19,9 +19,11 @@ import (
 // Update changes the container's resources, all of them or none: the kernel
 // first, the record second, and the kernel back when either fails.
 //
-// Plugins are asked first, and may want other values.
-func (s *Service) Update(ctx context.Context, id string, update *cri.LinuxContainerResources) error {
-	c, err := s.update(ctx, id, update, s.askUpdate)
+// Plugins are asked first, and may want other values. They are shown the
+// annotations, and so is the runtime; nothing else is done with those, and they
+// are not kept.
+func (s *Service) Update(ctx context.Context, id string, update *cri.LinuxContainerResources, annotations map[string]string) error {
+	c, err := s.update(ctx, id, facts.Update{Resources: update, Annotations: annotations}, s.askUpdate)
 	if err == nil {
 		s.tell(ctx, facts.ContainerUpdated, c)
 	}
@@ -30,25 +32,25 @@ func (s *Service) Update(ctx context.Context, id string, update *cri.LinuxContai
 
 // Apply is Update for what plugins want: it does not ask them.
 func (s *Service) Apply(ctx context.Context, id string, update *cri.LinuxContainerResources) error {
-	_, err := s.update(ctx, id, update, func(_ context.Context, _ record.Container, r *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error) {
-		return r, nil
+	_, err := s.update(ctx, id, facts.Update{Resources: update}, func(_ context.Context, _ record.Container, u facts.Update) (*cri.LinuxContainerResources, error) {
+		return u.Resources, nil
 	})
 	return err
 }
 
-func (s *Service) askUpdate(ctx context.Context, c record.Container, r *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error) {
+func (s *Service) askUpdate(ctx context.Context, c record.Container, u facts.Update) (*cri.LinuxContainerResources, error) {
 	sb, err := s.Sandboxes.Get(c.SandboxID)
 	if err != nil {
 		return nil, err
 	}
 	operation.Stage(ctx, "ask plugins")
-	return s.Plugins.UpdateContainer(ctx, sb, c, r)
+	return s.Plugins.UpdateContainer(ctx, sb, c, u)
 }
 
 // asker returns the resources to set in place of those that are asked for.
-type asker func(context.Context, record.Container, *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error)
+type asker func(context.Context, record.Container, facts.Update) (*cri.LinuxContainerResources, error)
 
-func (s *Service) update(ctx context.Context, id string, update *cri.LinuxContainerResources, ask asker) (c record.Container, err error) {
+func (s *Service) update(ctx context.Context, id string, u facts.Update, ask asker) (c record.Container, err error) {
 	if c, err = s.Store.Resolve(id); err != nil {
 		return c, err
 	}
@@ -63,19 +65,19 @@ func (s *Service) update(ctx context.Context, id string, update *cri.LinuxContai
 	if c.Phase != record.ContainerRunning && c.Phase != record.ContainerCreated {
 		return c, fmt.Errorf("container %s is %s: %w", c.ID, c.Phase, errdefs.ErrFailedPrecondition)
 	}
-	if update, err = ask(ctx, c, update); err != nil {
+	if u.Resources, err = ask(ctx, c, u); err != nil {
 		return c, err
 	}
-	return s.set(ctx, c, update)
+	return s.set(ctx, c, u)
 }
 
 // set changes the container's resources.
-func (s *Service) set(ctx context.Context, c record.Container, update *cri.LinuxContainerResources) (record.Container, error) {
+func (s *Service) set(ctx context.Context, c record.Container, u facts.Update) (record.Container, error) {
 	var spec specs.Spec
 	if err := json.Unmarshal(c.Spec, &spec); err != nil || spec.Linux == nil {
 		return c, fmt.Errorf("container %s has no readable specification: %w", c.ID, errdefs.ErrInternal)
 	}
-	after, err := s.Specs.Update(&spec, update)
+	after, err := s.Specs.Update(&spec, u.Resources)
 	if err != nil {
 		return c, fmt.Errorf("check resources: %w", err)
 	}
@@ -87,19 +89,33 @@ func (s *Service) set(ctx context.Context, c record.Container, update *cri.Linux
 		return c, err
 	}
 	operation.Stage(ctx, "update the running container")
-	undo, err := s.apply(ctx, c, &spec, after)
+	undo, err := s.apply(ctx, c, Change{Before: &spec, After: after, Annotations: u.Annotations})
 	if err != nil {
 		return c, err
 	}
 	operation.Stage(ctx, "commit record")
 	changed, err := s.Store.Update(ctx, c.ID, func(r *record.Container) error {
-		r.Spec, r.Resources = b, merge(c.Resources, update)
+		r.Spec, r.Resources = b, merge(c.Resources, u.Resources)
+		r.Rescored = c.Rescored || c.Phase == record.ContainerRunning && !sameScore(&spec, after)
 		return nil
 	})
 	if err != nil {
 		return c, errors.Join(err, undo(context.WithoutCancel(ctx)))
 	}
 	return changed, nil
+}
+
+// sameScore reports whether both give processes the same OOM score.
+func sameScore(before, after *specs.Spec) bool {
+	score := func(s *specs.Spec) (n int, set bool) {
+		if s.Process == nil || s.Process.OOMScoreAdj == nil {
+			return 0, false
+		}
+		return *s.Process.OOMScoreAdj, true
+	}
+	was, had := score(before)
+	now, has := score(after)
+	return was == now && had == has
 }
 
 // fits refuses a memory limit that the container is above already: the kernel
@@ -128,7 +144,7 @@ func memoryLimit(s *specs.Spec) int64 {
 }
 
 // apply changes the container if it runs, and returns what changes it back.
-func (s *Service) apply(ctx context.Context, c record.Container, before, after *specs.Spec) (undo func(context.Context) error, err error) {
+func (s *Service) apply(ctx context.Context, c record.Container, change Change) (undo func(context.Context) error, err error) {
 	if c.Phase != record.ContainerRunning {
 		return func(context.Context) error { return nil }, nil
 	}
@@ -137,12 +153,12 @@ func (s *Service) apply(ctx context.Context, c record.Container, before, after *
 		return nil, err
 	}
 	undo = func(ctx context.Context) error {
-		if err := t.Change(ctx, after, before); err != nil {
+		if err := t.Change(ctx, Change{Before: change.After, After: change.Before}); err != nil {
 			return fmt.Errorf("set the old resources again: %w", err)
 		}
 		return nil
 	}
-	if err := t.Change(ctx, before, after); err != nil {
+	if err := t.Change(ctx, change); err != nil {
 		// Some of it may be done.
 		return nil, errors.Join(err, undo(context.WithoutCancel(ctx)))
 	}

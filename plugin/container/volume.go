@@ -76,7 +76,7 @@ func (s *Service) makeVolumes(ctx context.Context, sb record.Sandbox, c record.C
 // namespace. The image must be on the node: the kubelet has pulled it.
 func (s *Service) mountImage(ctx context.Context, sb record.Sandbox, c record.Container, i int) (string, error) {
 	m := c.Config.GetMounts()[i]
-	img, err := s.Images.Resolve(ctx, m.GetImage().GetImage(), c.Handler)
+	img, err := s.Images.Resolve(ctx, m.GetImage(), c.Handler)
 	if err != nil {
 		return "", err
 	}

@@ -190,11 +190,12 @@ func (x disk) WriteSoon(ctx context.Context, c store.Change) {
 
 type images struct{}
 
-func (images) Resolve(_ context.Context, ref string, _ record.Handler) (container.Image, error) {
+func (images) Resolve(_ context.Context, spec *cri.ImageSpec, h record.Handler) (container.Image, error) {
+	ref := spec.GetImage()
 	if ref == "absent" {
 		return container.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
-	return container.Image{Image: record.Image{ID: "sha256:1", Name: ref}, Parent: "chain", Snapshotter: "overlayfs"}, nil
+	return container.Image{Image: record.Image{ID: "sha256:1", Name: ref}, Parent: "chain", Snapshotter: "overlayfs", Handler: h}, nil
 }
 
 // snapshots: a layer is there or not.
@@ -338,8 +339,10 @@ func (t task) State(ctx context.Context) (container.TaskState, error) {
 	return container.TaskState{Status: container.TaskStatus(s.Status), Pid: s.Pid, Exit: s.Exit}, err
 }
 
-func (t task) Change(ctx context.Context, before, after *specs.Spec) error {
-	return t.d.w.effect(t.d.life, fmt.Sprintf("set quota %d", quotaOf(after.Linux.Resources)), func() error { return t.Task.Change(ctx, before, after) })
+func (t task) Change(ctx context.Context, c container.Change) error {
+	return t.d.w.effect(t.d.life, fmt.Sprintf("set quota %d%s", quotaOf(c.After.Linux.Resources), c.Annotations["test/mark"]), func() error {
+		return t.Task.Change(ctx, runtime.Change(c))
+	})
 }
 
 func quotaOf(r *specs.LinuxResources) int64 {
@@ -350,7 +353,7 @@ func quotaOf(r *specs.LinuxResources) int64 {
 }
 
 func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Exec, error) {
-	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, Spec: req.Spec})
+	e, err := t.Task.Exec(ctx, req.ID, runtime.ExecRequest{Process: req.Process, Score: req.Score, Spec: req.Spec})
 	if err != nil {
 		return nil, err
 	}
@@ -485,12 +488,12 @@ func (x plugins) CreateContainer(_ context.Context, _ record.Sandbox, c record.C
 	return spec, err
 }
 
-func (x plugins) UpdateContainer(_ context.Context, _ record.Sandbox, _ record.Container, r *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error) {
+func (x plugins) UpdateContainer(_ context.Context, _ record.Sandbox, _ record.Container, u facts.Update) (*cri.LinuxContainerResources, error) {
 	x.d.w.hear(facts.ContainerUpdate)
-	if r.GetCpuQuota() == 6 {
+	if u.Resources.GetCpuQuota() == 6 {
 		return &cri.LinuxContainerResources{CpuQuota: 7}, nil
 	}
-	return r, nil
+	return u.Resources, nil
 }
 
 func (x plugins) TellContainer(_ context.Context, e facts.PluginEvent, _ record.Sandbox, _ record.Container) error {

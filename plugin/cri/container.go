@@ -143,7 +143,7 @@ func (s *Server) UpdateContainerResources(ctx context.Context, req *cri.UpdateCo
 	if req.GetLinux() == nil {
 		return nil, invalid("linux", "is required")
 	}
-	if err := s.Containers.Update(ctx, req.GetContainerId(), req.GetLinux()); err != nil {
+	if err := s.Containers.Update(ctx, req.GetContainerId(), req.GetLinux(), req.GetAnnotations()); err != nil {
 		return nil, fmt.Errorf("update container resources: %w", err)
 	}
 	return &cri.UpdateContainerResourcesResponse{}, nil

@@ -62,7 +62,7 @@ type Streaming interface {
 type Images interface {
 	Pull(context.Context, image.PullRequest) (string, error)
 	List(ctx context.Context, filter *cri.ImageFilter) ([]*cri.Image, error)
-	Status(ctx context.Context, ref string, verbose bool) (*cri.Image, map[string]string, error)
+	Status(ctx context.Context, spec *cri.ImageSpec, verbose bool) (*cri.Image, map[string]string, error)
 	Remove(ctx context.Context, ref string) error
 	FSInfo(context.Context) (images, containers []*cri.FilesystemUsage, err error)
 }

@@ -21,7 +21,7 @@ func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri
 		}
 	}
 	id, err := s.Images.Pull(ctx, image.PullRequest{
-		Ref: req.GetImage().GetImage(), Auth: req.GetAuth(), Handler: req.GetImage().GetRuntimeHandler(), Pod: req.GetSandboxConfig(),
+		Ref: req.GetImage().GetImage(), Annotations: req.GetImage().GetAnnotations(), Auth: req.GetAuth(), Handler: req.GetImage().GetRuntimeHandler(), Pod: req.GetSandboxConfig(),
 	})
 	if err != nil {
 		return nil, err
@@ -52,7 +52,7 @@ func (s *Server) ImageStatus(ctx context.Context, req *cri.ImageStatusRequest) (
 	if err := required("image.image", req.GetImage().GetImage()); err != nil {
 		return nil, err
 	}
-	img, info, err := s.Images.Status(ctx, req.GetImage().GetImage(), req.GetVerbose())
+	img, info, err := s.Images.Status(ctx, req.GetImage(), req.GetVerbose())
 	if err != nil {
 		return nil, fmt.Errorf("image status: %w", err)
 	}

@@ -139,3 +139,11 @@ type User struct {
 	// Home is the home directory, "/" if the image tells none.
 	Home string
 }
+
+// Update is what a container's resources are to become.
+type Update struct {
+	// Resources that are zero stay as they are.
+	Resources *cri.LinuxContainerResources
+	// Annotations are options of this one update for plugins and the runtime.
+	Annotations map[string]string
+}

@@ -45,6 +45,8 @@ type Handler struct {
 	// PodAnnotations and ContainerAnnotations are path.Match patterns of the
 	// annotations that reach the runtime.
 	PodAnnotations, ContainerAnnotations []string
+	// AllowedAnnotations are names of those that have an effect here.
+	AllowedAnnotations []string
 
 	PrivilegedWithoutHostDevices                  bool
 	PrivilegedWithoutHostDevicesAllDevicesAllowed bool
@@ -67,6 +69,8 @@ type Handler struct {
 	// Features are zero until the runtime was probed, and if that failed.
 	Features Features
 
+	// platformPaths are paths of the OCI runtime by the platform of the image.
+	platformPaths map[string]string
 	// tellsDriver says that SystemdCgroup is the configuration's answer and
 	// not just false for want of one.
 	tellsDriver bool
@@ -129,18 +133,20 @@ func resolve(name string, c config.Handler, loaded specFiles) (Handler, error) {
 		Handler: record.Handler{
 			Name: name, Runtime: c.RuntimeType, Sandboxer: c.Sandboxer, Snapshotter: c.Snapshotter,
 		},
-		SeccompProfile:                                c.SeccompProfile,
-		PodAnnotations:                                c.PodAnnotations,
-		ContainerAnnotations:                          c.ContainerAnnotations,
-		PrivilegedWithoutHostDevices:                  c.PrivilegedWithoutHostDevices,
+		SeccompProfile:               c.SeccompProfile,
+		PodAnnotations:               c.PodAnnotations,
+		ContainerAnnotations:         c.ContainerAnnotations,
+		AllowedAnnotations:           c.AllowedAnnotations,
+		platformPaths:                c.PlatformRuntimePaths,
+		PrivilegedWithoutHostDevices: c.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: c.PrivilegedWithoutHostDevicesAllDevicesAllowed,
-		CgroupWritable:                                c.CgroupWritable,
-		DefaultAnnotations:                            c.DefaultAnnotations,
-		CreateTimeout:                                 c.ContainerCreateTimeout,
-		SELinuxKVM:                                    c.SELinuxKVM,
-		CNIConfDir:                                    c.CNIConfDir,
-		CNIMaxConfNum:                                 c.CNIMaxConfNum,
-		IOType:                                        c.IOType,
+		CgroupWritable:     c.CgroupWritable,
+		DefaultAnnotations: c.DefaultAnnotations,
+		CreateTimeout:      c.ContainerCreateTimeout,
+		SELinuxKVM:         c.SELinuxKVM,
+		CNIConfDir:         c.CNIConfDir,
+		CNIMaxConfNum:      c.CNIMaxConfNum,
+		IOType:             c.IOType,
 	}
 	if c.RuntimePath != "" {
 		h.Runtime = c.RuntimePath

@@ -19,6 +19,7 @@ import (
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	_ "github.com/containerd/containerd/v2/core/runtime" // registers the type of features
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"google.golang.org/protobuf/proto"
@@ -548,4 +549,29 @@ func FuzzSpec(f *testing.F) {
 			t.Errorf("got %v, %v", spec, err)
 		}
 	})
+}
+
+// TestFor: the runtime of a platform stands in for the handler's own, and nothing
+// else of its options changes.
+func TestFor(t *testing.T) {
+	hs := &Handlers{byName: map[string]Handler{"runc": {platformPaths: map[string]string{"linux/arm64": "/arm", "linux/amd64/v3": "/v3", "linux/amd64": "/amd"}}, "other": {}}}
+	a, err := typeurl.MarshalAny(&runcoptions.Options{BinaryName: "/own", Root: "/root"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := record.Handler{Name: "runc", OptionsType: a.GetTypeUrl(), Options: a.GetValue()}
+	for platform, want := range map[string]string{"linux/arm64/v8": "/arm", "linux/amd64/v3": "/v3", "linux/amd64/v2": "/amd", "linux/amd64": "/amd", "linux/s390x": "/own"} {
+		got, err := hs.For(h, platforms.MustParse(platform))
+		var o runcoptions.Options
+		if err == nil {
+			err = proto.Unmarshal(got.Options, &o)
+		}
+		if err != nil || o.BinaryName != want || o.Root != "/root" {
+			t.Errorf("%s: %+v, %v, want %s", platform, &o, err, want)
+		}
+	}
+	h.Name = "other"
+	if got, err := hs.For(h, platforms.MustParse("linux/arm64")); err != nil || !bytes.Equal(got.Options, h.Options) {
+		t.Errorf("another handler: %+v, %v", got, err)
+	}
 }

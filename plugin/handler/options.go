@@ -2,6 +2,7 @@ package handler
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,7 +13,9 @@ import (
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/containerd/typeurl/v2"
+	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/pelletier/go-toml/v2"
 	"google.golang.org/protobuf/proto"
@@ -140,6 +143,23 @@ func parseSpec(data []byte) (*specs.Spec, error) {
 // /dev/stdout, a process in a user namespace must own it. Only runc's shim has
 // such options; the handler of another runtime stays as it is.
 func WithIOOwner(h record.Handler, uid, gid uint32) (record.Handler, error) {
+	return withOptions(h, func(o *runcoptions.Options) { o.IoUid, o.IoGid = uid, gid })
+}
+
+// For returns h as it runs containers whose image is for the platform.
+func (hs *Handlers) For(h record.Handler, p imagespec.Platform) (record.Handler, error) {
+	paths := hs.byName[h.Name].platformPaths
+	p = platforms.Normalize(p)
+	path := cmp.Or(paths[platforms.FormatAll(p)], paths[p.OS+"/"+p.Architecture])
+	if path == "" {
+		return h, nil
+	}
+	return withOptions(h, func(o *runcoptions.Options) { o.BinaryName = path })
+}
+
+// withOptions returns h with other options of runc's shim; the handler of
+// another runtime stays as it is.
+func withOptions(h record.Handler, change func(*runcoptions.Options)) (record.Handler, error) {
 	var o runcoptions.Options
 	if !typeurl.Is(&anypb.Any{TypeUrl: h.OptionsType}, &o) {
 		return h, nil
@@ -147,7 +167,7 @@ func WithIOOwner(h record.Handler, uid, gid uint32) (record.Handler, error) {
 	if err := proto.Unmarshal(h.Options, &o); err != nil {
 		return h, fmt.Errorf("decode options of runtime handler %q: %w: %w", h.Name, err, errdefs.ErrInternal)
 	}
-	o.IoUid, o.IoGid = uid, gid
+	change(&o)
 	b, err := proto.Marshal(&o)
 	if err != nil {
 		return h, fmt.Errorf("encode options of runtime handler %q: %w: %w", h.Name, err, errdefs.ErrInternal)

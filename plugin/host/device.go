@@ -31,7 +31,7 @@ var ownEntries = []string{
 func ResolveDevices(devices []*cri.Device) ([]facts.Device, error) {
 	var list []facts.Device
 	for i, d := range devices {
-		found, err := resolveDevice(d)
+		found, err := ResolveDevice(d)
 		if err != nil {
 			return nil, fmt.Errorf("resolve config.devices[%d]: %w", i, err)
 		}
@@ -40,7 +40,8 @@ func ResolveDevices(devices []*cri.Device) ([]facts.Device, error) {
 	return list, nil
 }
 
-func resolveDevice(d *cri.Device) ([]facts.Device, error) {
+// ResolveDevice finds the nodes that one device names.
+func ResolveDevice(d *cri.Device) ([]facts.Device, error) {
 	if !filepath.IsAbs(d.GetHostPath()) || strings.IndexByte(d.GetHostPath(), 0) >= 0 {
 		return nil, fmt.Errorf("host_path: %.256q is not an absolute path: %w", d.GetHostPath(), errdefs.ErrInvalidArgument)
 	}

@@ -202,7 +202,7 @@ func TestResolveMounts(t *testing.T) {
 		{HostPath: filepath.Join(dir, "link2"), ContainerPath: "/l//x/../y"},
 		{HostPath: filepath.Join(dir, "new/deep"), ContainerPath: "/n"},
 		{Image: &cri.ImageSpec{Image: "x"}, ContainerPath: "/image/"},
-	}, map[int]string{3: "/state/volumes/1/3"})
+	}, map[int]string{3: "/state/volumes/1/3"}, MountRules{})
 	want := []facts.Mount{
 		{Source: file, Destination: "/f", Readonly: true, RecursiveReadonly: true, Options: []string{"nodev"}},
 		{Source: file, Destination: "/l/y"},
@@ -225,7 +225,7 @@ func TestResolveMounts(t *testing.T) {
 		"dangling": {&cri.Mount{HostPath: filepath.Join(dir, "dangling")}, errdefs.ErrFailedPrecondition},
 		"in file":  {&cri.Mount{HostPath: filepath.Join(file, "x")}, errdefs.ErrFailedPrecondition},
 	} {
-		if got, err := ResolveMounts([]*cri.Mount{tc.m}, nil); !errors.Is(err, tc.want) {
+		if got, err := ResolveMounts([]*cri.Mount{tc.m}, nil, MountRules{}); !errors.Is(err, tc.want) {
 			t.Errorf("%s: got %+v, %v, want %v", name, got, err, tc.want)
 		}
 	}
@@ -256,7 +256,7 @@ func TestResolveMountsChecksPeerGroup(t *testing.T) {
 			t.Fatal(err)
 		}
 		for p, ok := range map[cri.MountPropagation]bool{slave: step.slaveOK, shared: step.bothOK} {
-			_, err := ResolveMounts([]*cri.Mount{{HostPath: filepath.Join(dir, "sub"), ContainerPath: "/x", Propagation: p}}, nil)
+			_, err := ResolveMounts([]*cri.Mount{{HostPath: filepath.Join(dir, "sub"), ContainerPath: "/x", Propagation: p}}, nil, MountRules{})
 			if (err == nil) != ok || err != nil && !errdefs.IsFailedPrecondition(err) {
 				t.Errorf("flag %#x, %s: %v", step.flag, p, err)
 			}
@@ -282,6 +282,39 @@ func TestCheckPropagation(t *testing.T) {
 	}
 	if err := checkPropagation("/x", slave, nil); !errdefs.IsInternal(err) {
 		t.Errorf("no mounts: %v", err)
+	}
+}
+
+// TestMountRules: what is to be rejected is not made, and below a prefix links
+// stay below it.
+func TestMountRules(t *testing.T) {
+	root := t.TempDir()
+	if err := errors.Join(os.MkdirAll(filepath.Join(root, "data"), 0o755), os.Symlink("/data", filepath.Join(root, "link")),
+		os.Symlink("../../../../data/new", filepath.Join(root, "out"))); err != nil {
+		t.Fatal(err)
+	}
+	rules := MountRules{Prefix: root, Reject: []string{"/absent", "/data"}}
+	for path, want := range map[string]string{"/data": "data", "/data/": "data", "/link": "data", "/link/../data": "data", "/new/deep": "new/deep", "/out": "data/new"} {
+		got, err := ResolveMounts([]*cri.Mount{{HostPath: path, ContainerPath: "/x"}}, nil, rules)
+		if err != nil || got[0].Source != filepath.Join(root, want) {
+			t.Errorf("%s: %+v, %v, want %s", path, got, err, want)
+		}
+	}
+	for _, path := range []string{"/absent", "//absent/./"} {
+		if _, err := ResolveMounts([]*cri.Mount{{HostPath: path, ContainerPath: "/x"}}, nil, rules); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "absent_mount_sources_to_reject") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(root, "absent")); !os.IsNotExist(err) {
+		t.Errorf("the rejected path was made: %v", err)
+	}
+}
+
+func TestZoneFile(t *testing.T) {
+	for name, want := range map[string]error{"No/Such": errdefs.ErrNotFound, "Europe": errdefs.ErrInvalidArgument} {
+		if got, err := ZoneFile(name, false); err == nil || !errdefs.IsNotFound(err) && !errors.Is(err, want) {
+			t.Errorf("%s: %s, %v", name, got, err)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -22,12 +23,21 @@ import (
 // process would see.
 const mountInfoFile = "/proc/thread-self/mountinfo"
 
+// MountRules are the node's for sources of mounts.
+type MountRules struct {
+	// Prefix is where the node's root is, "" for the usual place.
+	Prefix string
+	// Reject are paths that are not made when they do not exist.
+	Reject []string
+}
+
 // ResolveMounts resolves the host paths of a container's mounts, in order. A
-// path that does not exist becomes a directory; links are followed to the end.
+// path that does not exist becomes a directory, unless the rules say otherwise;
+// links are followed to the end.
 // A mount that shall propagate must come from a mount that does. The mounts
 // have passed spec.ValidateContainer; images tells where the images among them
 // are, by the index of the mount.
-func ResolveMounts(mounts []*cri.Mount, images map[int]string) ([]facts.Mount, error) {
+func ResolveMounts(mounts []*cri.Mount, images map[int]string, rules MountRules) ([]facts.Mount, error) {
 	resolved := make([]facts.Mount, 0, len(mounts))
 	var infos []*mountinfo.Info
 	for i, m := range mounts {
@@ -35,7 +45,7 @@ func ResolveMounts(mounts []*cri.Mount, images map[int]string) ([]facts.Mount, e
 			resolved = append(resolved, imageMount(m, source))
 			continue
 		}
-		source, err := resolveSource(m)
+		source, err := rules.source(m)
 		if err != nil {
 			return nil, fmt.Errorf("resolve config.mounts[%d]: %w", i, err)
 		}
@@ -72,12 +82,22 @@ func imageMount(m *cri.Mount, source string) facts.Mount {
 	}
 }
 
-func resolveSource(m *cri.Mount) (string, error) {
+func (r MountRules) source(m *cri.Mount) (string, error) {
 	p := m.GetHostPath()
 	if !filepath.IsAbs(p) || strings.IndexByte(p, 0) >= 0 {
 		return "", fmt.Errorf("host_path: %.256q is not an absolute path: %w", p, errdefs.ErrInvalidArgument)
 	}
+	asked := filepath.Clean(p)
+	if r.Prefix != "" {
+		var err error
+		if p, err = securejoin.SecureJoin(r.Prefix, p); err != nil {
+			return "", fmt.Errorf("host_path: %w", classed(err))
+		}
+	}
 	if _, err := os.Stat(p); errors.Is(err, fs.ErrNotExist) {
+		if slices.Contains(r.Reject, asked) {
+			return "", fmt.Errorf("host_path: %s does not exist, and absent_mount_sources_to_reject has it: %w", asked, errdefs.ErrFailedPrecondition)
+		}
 		if err := os.MkdirAll(p, 0o755); err != nil {
 			return "", fmt.Errorf("host_path: make missing directory: %w", classed(err))
 		}

@@ -33,6 +33,7 @@ type job struct {
 	snapshotter string
 	platform    platforms.MatchComparer
 	want        string // the platform's name
+	chosen      bool   // the request names the platform
 	access      *access
 	progress    progress
 	setStage    func(string)

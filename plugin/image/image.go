@@ -66,6 +66,10 @@ type Handler struct {
 	Snapshotter string
 	// Platform is an os/arch[/variant] specifier; "" for the host's.
 	Platform string
+	// PlatformAnnotation is the annotation of a request by which it names
+	// another platform, as "linux/amd64/v2", to be taken of those in the image's
+	// index; "" for none.
+	PlatformAnnotation string
 }
 
 // Policy is how images are pulled.
@@ -198,6 +202,8 @@ type PullRequest struct {
 	Ref string
 	// Auth are the credentials of this request; nil for none.
 	Auth *cri.AuthConfig
+	// Annotations are those of the image in the request.
+	Annotations map[string]string
 	// Handler is the runtime handler the image is for; "" for the default.
 	Handler string
 	// Pod is the configuration of the pod the image is for; may be nil.

@@ -42,9 +42,24 @@ type index struct {
 
 // entry is one image record with what its target turned out to be.
 type entry struct {
-	target imagespec.Descriptor
-	pinned bool
-	images []*parsed // by platform, nil where there is none
+	target  imagespec.Descriptor
+	pinned  bool
+	choices []choice  // platforms that it was pulled for besides ours
+	images  []*parsed // by platform, ours first, nil where there is none
+}
+
+// contentKey is what the images of an entry depend on.
+type contentKey struct {
+	target  digest.Digest
+	choices string
+}
+
+func (e *entry) key() contentKey {
+	k := contentKey{target: e.target.Digest}
+	for _, c := range e.choices {
+		k.choices += c.name + separatorPlatforms
+	}
+	return k
 }
 
 // ticket orders the refreshes of one name that overlap: what was begun later
@@ -87,7 +102,7 @@ func (x *index) load(ctx context.Context) error {
 func (x *index) refresh(ctx context.Context, names ...string) error {
 	seq := x.begin(names)
 	read := make(map[string]*entry, len(names))
-	parsed := map[digest.Digest][]*parsed{}
+	parsed := map[contentKey][]*parsed{}
 	var failed error
 	for _, name := range names {
 		e, err := x.read(ctx, name, parsed)
@@ -117,7 +132,7 @@ func (x *index) begin(names []string) uint64 {
 }
 
 // read returns the entry of a name, nil when there is no such record.
-func (x *index) read(ctx context.Context, name string, cache map[digest.Digest][]*parsed) (*entry, error) {
+func (x *index) read(ctx context.Context, name string, cache map[contentKey][]*parsed) (*entry, error) {
 	img, err := x.images.Get(ctx, name)
 	if errdefs.IsNotFound(err) {
 		return nil, nil
@@ -125,23 +140,23 @@ func (x *index) read(ctx context.Context, name string, cache map[digest.Digest][
 	if err != nil {
 		return nil, err
 	}
-	e := &entry{target: img.Target, pinned: img.Labels[labelPinned] == pinned}
-	if e.images = cache[img.Target.Digest]; e.images != nil {
+	e := &entry{target: img.Target, pinned: img.Labels[labelPinned] == pinned, choices: choicesOf(img.Labels)}
+	if e.images = cache[e.key()]; e.images != nil {
 		return e, nil
 	}
-	if e.images = x.known(img.Target.Digest); e.images == nil {
-		if e.images, err = x.reader.all(ctx, img.Target); err != nil {
+	if e.images = x.known(e.key()); e.images == nil {
+		if e.images, err = x.reader.all(ctx, img.Target, e.choices); err != nil {
 			log.G(ctx).WithError(err).WithField("image", name).Warn("image cannot be read and is left out")
 		}
 	}
-	cache[img.Target.Digest] = e.images
+	cache[e.key()] = e.images
 	return e, nil
 }
 
 // known returns what is known about a target, if that is everything: content
 // does not change, but what was missing may have come.
-func (x *index) known(target digest.Digest) []*parsed {
-	if all := x.now.Load().targets[target]; !slices.Contains(all, nil) {
+func (x *index) known(k contentKey) []*parsed {
+	if all := x.now.Load().targets[k]; !slices.Contains(all, nil) {
 		return all
 	}
 	return nil
@@ -174,7 +189,7 @@ func (x *index) set(name string, e *entry) bool {
 		delete(x.records, name)
 		return had
 	}
-	if had && old.target.Digest == e.target.Digest && old.pinned == e.pinned && slices.Equal(old.images, e.images) {
+	if had && old.key() == e.key() && old.pinned == e.pinned && slices.Equal(old.images, e.images) {
 		return false
 	}
 	x.records[name] = *e
@@ -185,8 +200,45 @@ func (x *index) set(name string, e *entry) bool {
 type view struct {
 	images  []*image // by ID
 	byID    map[string]*image
-	byName  map[string][]*image // by platform, nil where there is none
-	targets map[digest.Digest][]*parsed
+	byName  map[string]row
+	targets map[contentKey][]*parsed
+}
+
+// row is what a record's name stands for.
+type row struct {
+	images  []*image // by platform, ours first, nil where there is none
+	choices []choice // of the last ones
+}
+
+// on returns the image for our platform of that number, else the one there is.
+func (r row) on(platform int) *image {
+	ours := r.images[:max(0, len(r.images)-len(r.choices))]
+	if platform < len(ours) && ours[platform] != nil {
+		return ours[platform]
+	}
+	return first(ours)
+}
+
+// chosen returns the image that was pulled for a platform by its name.
+func (r row) chosen(name string) *image {
+	for i, c := range r.choices {
+		if at := len(r.images) - len(r.choices) + i; c.name == name && at >= 0 {
+			return r.images[at]
+		}
+	}
+	return nil
+}
+
+// any returns one of the images, ours first.
+func (r row) any() *image { return first(r.images) }
+
+func first(list []*image) *image {
+	for _, img := range list {
+		if img != nil {
+			return img
+		}
+	}
+	return nil
 }
 
 // image is an image with all its names.
@@ -199,13 +251,13 @@ type image struct {
 }
 
 func newView(records map[string]entry, isPinned func(string) bool) *view {
-	v := &view{byID: map[string]*image{}, byName: map[string][]*image{}, targets: map[digest.Digest][]*parsed{}}
+	v := &view{byID: map[string]*image{}, byName: map[string]row{}, targets: map[contentKey][]*parsed{}}
 	pins := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(records)) {
 		e := records[name]
-		v.targets[e.target.Digest] = e.images
+		v.targets[e.key()] = e.images
 		kind, repo := classify(name)
-		row := make([]*image, len(e.images))
+		r := row{images: make([]*image, len(e.images)), choices: e.choices}
 		for i, p := range e.images {
 			// A record named by an ID stands for that image alone, also when
 			// its target is an index with several.
@@ -213,13 +265,13 @@ func newView(records map[string]entry, isPinned func(string) bool) *view {
 				continue
 			}
 			img := v.add(p)
-			row[i] = img
+			r.images[i] = img
 			img.name(name, kind, repo, e.target.Digest)
 			pins[p.id] = pins[p.id] || e.pinned || isPinned(name)
 		}
-		v.byName[name] = row
-		if alias := repo + "@" + e.target.Digest.String(); kind == kindTag && v.byName[alias] == nil {
-			v.byName[alias] = row
+		v.byName[name] = r
+		if alias := repo + "@" + e.target.Digest.String(); kind == kindTag && v.byName[alias].images == nil {
+			v.byName[alias] = r
 		}
 	}
 	for id, img := range v.byID {
@@ -267,17 +319,14 @@ func (i *image) finish(isPinned bool) {
 	}
 }
 
-// find returns the image that ref means on a platform, nil for none. A name
-// comes before an ID that begins like it.
-func (v *view) find(ref string, platform int) (*image, error) {
+// find returns the image that ref means, of those of a name the one that pick
+// takes, nil for none. A name comes before an ID that begins like it.
+func (v *view) find(ref string, pick func(row) *image) (*image, error) {
 	if img, ok := v.byID[ref]; ok {
 		return img, nil
 	}
-	if img := v.named(ref, platform); img != nil {
-		return img, nil
-	}
-	if n, err := normalise(ref); err == nil {
-		if img := v.named(n.String(), platform); img != nil {
+	for _, name := range spellings(ref) {
+		if img := pick(v.byName[name]); img != nil {
 			return img, nil
 		}
 	}
@@ -296,17 +345,11 @@ func (v *view) find(ref string, platform int) (*image, error) {
 	return nil, nil
 }
 
-// named looks up a record's name: the image for the platform, else the one
-// there is.
-func (v *view) named(name string, platform int) *image {
-	row := v.byName[name]
-	if platform < len(row) && row[platform] != nil {
-		return row[platform]
+// spellings are the names that a record for ref may have.
+func spellings(ref string) []string {
+	names := []string{ref}
+	if n, err := normalise(ref); err == nil && n.String() != ref {
+		names = append(names, n.String())
 	}
-	for _, img := range row {
-		if img != nil {
-			return img
-		}
-	}
-	return nil
+	return names
 }

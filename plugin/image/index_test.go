@@ -52,7 +52,7 @@ func TestThreeTagsOneImage(t *testing.T) {
 	}
 	id := all[0].Id
 	for _, ref := range []string{want[0], all[0].RepoDigests[0], id, id[7:], id[7:19], id[:19]} {
-		st, _, err := w.Status(w.ctx, ref, false)
+		st, _, err := w.Status(w.ctx, named(ref), false)
 		must(t, err)
 		if st.GetId() != id {
 			t.Errorf("%s means %v", ref, st)
@@ -62,7 +62,7 @@ func TestThreeTagsOneImage(t *testing.T) {
 		if len(list) != 1 || list[0].Id != id {
 			t.Errorf("filter %s gives %v", ref, list)
 		}
-		r, err := w.Resolve(w.ctx, ref, "")
+		r, err := w.Resolve(w.ctx, named(ref), "")
 		must(t, err)
 		if r.ID != id || r.Ref != all[0].RepoDigests[0] || r.Name == "" {
 			t.Errorf("%s resolves to %+v", ref, r.Image)
@@ -80,7 +80,7 @@ func TestThreeTagsOneImage(t *testing.T) {
 func TestAbsentImages(t *testing.T) {
 	w := newWorld(t, nil)
 	for _, ref := range []string{"nothing", "nothing@sha256:" + strings.Repeat("a", 64), "sha256:" + strings.Repeat("a", 64), "abcdef", "Not A Reference!!", "../../etc"} {
-		st, info, err := w.Status(w.ctx, ref, true)
+		st, info, err := w.Status(w.ctx, named(ref), true)
 		if st != nil || info != nil || err != nil {
 			t.Errorf("status of %q: %v, %v, %v", ref, st, info, err)
 		}
@@ -90,7 +90,7 @@ func TestAbsentImages(t *testing.T) {
 		if list, err := w.List(w.ctx, &cri.ImageFilter{Image: &cri.ImageSpec{Image: ref}}); err != nil || len(list) != 0 {
 			t.Errorf("list %q: %v, %v", ref, list, err)
 		}
-		if _, err := w.Resolve(w.ctx, ref, ""); !errdefs.IsNotFound(err) {
+		if _, err := w.Resolve(w.ctx, named(ref), ""); !errdefs.IsNotFound(err) {
 			t.Errorf("resolve %q: %v", ref, err)
 		}
 	}
@@ -99,7 +99,7 @@ func TestAbsentImages(t *testing.T) {
 			t.Errorf("pull %.20q: %v", ref, err)
 		}
 	}
-	if _, _, err := w.Status(w.ctx, "", false); !errdefs.IsInvalidArgument(err) {
+	if _, _, err := w.Status(w.ctx, named(""), false); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("status of nothing: %v", err)
 	}
 	if err := w.Remove(w.ctx, ""); !errdefs.IsInvalidArgument(err) {
@@ -136,12 +136,12 @@ func TestMovedTagLeavesTheOldImage(t *testing.T) {
 	if oldID == newID {
 		t.Fatal("the tag did not move")
 	}
-	st, _, err := w.Status(w.ctx, oldID, false)
+	st, _, err := w.Status(w.ctx, named(oldID), false)
 	must(t, err)
 	if st == nil || len(st.RepoTags) != 0 || !slices.Equal(st.RepoDigests, []string{reg.Ref("app@" + oldDigest)}) {
 		t.Errorf("the old image is %v", st)
 	}
-	if st, _, _ = w.Status(w.ctx, ref, false); st.GetId() != newID {
+	if st, _, _ = w.Status(w.ctx, named(ref), false); st.GetId() != newID {
 		t.Errorf("the tag means %v", st)
 	}
 }
@@ -158,7 +158,7 @@ func TestOthersChangesAreSeen(t *testing.T) {
 	_, err = w.images.Create(w.ctx, other)
 	must(t, err)
 	status := func(ref string) *cri.Image {
-		st, _, err := w.Status(w.ctx, ref, false)
+		st, _, err := w.Status(w.ctx, named(ref), false)
 		must(t, err)
 		return st
 	}
@@ -204,12 +204,12 @@ func TestBrokenEventsAreCaughtUpWith(t *testing.T) {
 	ref, _ := push(t, reg, "app:v1", sample(t, "app", 1))
 	id := w.pull(ref)
 	must(t, w.images.Delete(w.ctx, ref)) // nobody hears of it
-	if st, _, _ := w.Status(w.ctx, ref, false); st.GetId() != id {
+	if st, _, _ := w.Status(w.ctx, named(ref), false); st.GetId() != id {
 		t.Fatalf("the test tests nothing: %v", st)
 	}
 	broken <- errors.New("stream broke")
 	eventually(t, "the lost event is made up for", func() bool {
-		st, _, err := w.Status(w.ctx, ref, false)
+		st, _, err := w.Status(w.ctx, named(ref), false)
 		must(t, err)
 		return st == nil
 	})
@@ -220,7 +220,7 @@ func TestStartReadsTheStore(t *testing.T) {
 	w := newWorld(t, nil)
 	ref, _ := push(t, reg, "app:v1", sample(t, "app", 1))
 	id := w.pull(ref)
-	before, _, err := w.Status(w.ctx, ref, false)
+	before, _, err := w.Status(w.ctx, named(ref), false)
 	must(t, err)
 	// Records that cannot be read stand in nobody's way.
 	for name, target := range map[string]imagespec.Descriptor{
@@ -234,7 +234,7 @@ func TestStartReadsTheStore(t *testing.T) {
 	w.start(func(o *Options) {
 		o.Policy.Pinned = func(name string) bool { return name == ref }
 	})
-	after, _, err := w.Status(w.ctx, ref, false)
+	after, _, err := w.Status(w.ctx, named(ref), false)
 	must(t, err)
 	if after.GetId() != before.GetId() || !slices.Equal(after.RepoTags, before.RepoTags) || !slices.Equal(after.RepoDigests, before.RepoDigests) || after.Size != before.Size {
 		t.Errorf("after a start %v, before %v", after, before)
@@ -261,7 +261,7 @@ func TestPinsFollowTheConfiguration(t *testing.T) {
 	w.pull(ref)
 	pins := func(want bool) {
 		t.Helper()
-		if st, _, err := w.Status(w.ctx, ref, false); err != nil || st.GetPinned() != want {
+		if st, _, err := w.Status(w.ctx, named(ref), false); err != nil || st.GetPinned() != want {
 			t.Errorf("status %v, %v; pinned should be %v", st, err, want)
 		}
 	}
@@ -306,13 +306,13 @@ func TestShortIDs(t *testing.T) {
 	}
 	v := newView(records, func(string) bool { return false })
 	for ref, want := range map[string]string{"aaaaaa1": "aaaaaa11", "sha256:aaaaaa22": "aaaaaa22", "bbbbbb": "bbbbbb11", "bbbbb": "", "cccccc": "", "sha256:": ""} {
-		img, err := v.find(ref, 0)
+		img, err := v.find(ref, row.any)
 		must(t, err)
 		if (img == nil) != (want == "") || img != nil && !strings.HasPrefix(img.id, "sha256:"+want) {
 			t.Errorf("%s means %v", ref, img)
 		}
 	}
-	if _, err := v.find("aaaaaa", 0); !errdefs.IsInvalidArgument(err) {
+	if _, err := v.find("aaaaaa", row.any); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("ambiguous: %v", err)
 	}
 }

@@ -55,6 +55,64 @@ func newPlatformSet(hs map[string]Handler) (platformSet, error) {
 // of returns the number of the handler's platform.
 func (p platformSet) of(handler string) int { return p.handlers[handler] }
 
+// choice is a platform that a request names, the zero value for the handler's.
+// Nothing stands in for it: who names a platform wants no other.
+type choice struct {
+	name string
+	platforms.MatchComparer
+}
+
+// choiceOf reads the platform that a request for an image of the handler names.
+func (s *Service) choiceOf(annotations map[string]string, handler string) (choice, error) {
+	key := s.o.Handlers[handler].PlatformAnnotation
+	value, ok := annotations[key]
+	if !ok || key == "" {
+		return choice{}, nil
+	}
+	c, err := parseChoice(value)
+	if err != nil {
+		return choice{}, fmt.Errorf("field image.annotations[%q]: %w", key, err)
+	}
+	return c, nil
+}
+
+func parseChoice(value string) (choice, error) {
+	p, err := platforms.Parse(value)
+	if err != nil || len(value) > maxOffer {
+		return choice{}, fmt.Errorf("%.64q is no platform, as \"linux/arm64\" is: %w", value, errdefs.ErrInvalidArgument)
+	}
+	p = platforms.Normalize(p)
+	return choice{platforms.FormatAll(p), platforms.OnlyStrict(p)}, nil
+}
+
+// labelPlatforms is on an image record that was pulled for platforms which
+// requests have named; separatorPlatforms is between their names.
+const (
+	labelPlatforms     = "io.gantry.image.platforms"
+	separatorPlatforms = ","
+	// maxChoices bounds them.
+	maxChoices = 16
+)
+
+// choicesOf reads such a label. What cannot be read is left out: others write
+// labels too.
+func choicesOf(labels map[string]string) (list []choice) {
+	for name := range strings.SplitSeq(labels[labelPlatforms], separatorPlatforms) {
+		if c, err := parseChoice(name); err == nil && len(list) < maxChoices {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// withChoice is a label's value with one more platform, the oldest of which goes
+// when there is no room for it.
+func withChoice(value, name string) string {
+	list := slices.DeleteFunc(strings.Split(value, separatorPlatforms), func(n string) bool { return n == "" || n == name })
+	list = append(list, name)
+	return strings.Join(list[max(0, len(list)-maxChoices):], separatorPlatforms)
+}
+
 // maxOffers bounds how many platforms an error lists, and maxOffer the name of
 // one, which is foreign text.
 const (
@@ -77,8 +135,12 @@ func requirePlatform(children images.HandlerFunc, platform platforms.Matcher, wa
 			}
 			offers = append(offers, offer(*d.Platform))
 		}
-		return nil, fmt.Errorf("the image is not made for platform %s; %s: %w", want, listed(offers), errdefs.ErrNotFound)
+		return nil, notMade(want, offers)
 	}
+}
+
+func notMade(want string, offers []string) error {
+	return fmt.Errorf("the image is not made for platform %s; %s: %w", want, listed(offers), errdefs.ErrNotFound)
 }
 
 // offer names a platform, "" for what is beside the images, such as their

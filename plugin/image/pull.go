@@ -31,6 +31,7 @@ const (
 type pullKey struct {
 	ref, snapshotter string
 	platform         int
+	choice           string // a platform in its place
 	auth             string
 }
 
@@ -48,10 +49,14 @@ func (s *Service) Pull(ctx context.Context, r PullRequest) (string, error) {
 	}
 	ctx = inNamespace(ctx)
 	handler := r.handler()
-	key := pullKey{ref: named.String(), snapshotter: s.snapshotterOf(handler), platform: s.platforms.of(handler), auth: digestOf(r.Auth)}
+	choice, err := s.choiceOf(r.Annotations, handler)
+	if err != nil {
+		return "", fmt.Errorf("pull image %q: %w", named, err)
+	}
+	key := pullKey{ref: named.String(), snapshotter: s.snapshotterOf(handler), platform: s.platforms.of(handler), choice: choice.name, auth: digestOf(r.Auth)}
 	leave := s.ops.join(ctx, key)
 	id, err := s.pulls.Do(ctx, key, func(ctx context.Context) (string, error) {
-		return s.pull(ctx, key, named, acc)
+		return s.pull(ctx, key, pulling{named, acc, choice})
 	})
 	stage := leave()
 	if err == nil {
@@ -64,16 +69,26 @@ func (s *Service) Pull(ctx context.Context, r PullRequest) (string, error) {
 	return "", err
 }
 
+// pulling is what a pull has besides its key.
+type pulling struct {
+	named  reference.Named
+	access *access
+	choice choice
+}
+
 // pull is the work itself. Its context ends when nobody waits any more.
-func (s *Service) pull(ctx context.Context, key pullKey, named reference.Named, acc *access) (id string, err error) {
+func (s *Service) pull(ctx context.Context, key pullKey, p pulling) (id string, err error) {
 	set, stage, end := s.ops.begin(key)
 	defer end()
-	defer acc.traffic.close()
+	defer p.access.traffic.close()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	begun := time.Now()
 	id, err = s.underLease(ctx, "pull of "+key.ref, func(ctx context.Context) (string, error) {
-		j := &job{s: s, named: named, snapshotter: key.snapshotter, platform: s.platforms.matchers[key.platform], want: s.platforms.names[key.platform], access: acc, setStage: set}
+		j := &job{s: s, named: p.named, snapshotter: key.snapshotter, platform: s.platforms.matchers[key.platform], want: s.platforms.names[key.platform], access: p.access, setStage: set}
+		if p.choice.name != "" {
+			j.platform, j.want, j.chosen = p.choice, p.choice.name, true
+		}
 		watched := make(chan struct{})
 		go func() { // ends with ctx, waited for below
 			defer close(watched)
@@ -143,9 +158,12 @@ func (s *Service) fetchAndTag(ctx context.Context, j *job, key pullKey) (string,
 	if err != nil {
 		return "", err
 	}
-	p, err := s.index.reader.image(ctx, target, key.platform)
+	p, err := s.index.reader.image(ctx, target, j.platform)
 	if err != nil {
 		return "", atStage(stageFetch, err)
+	}
+	if j.chosen && !images.IsIndexType(target.MediaType) && !j.platform.Match(p.config.Platform) {
+		return "", atStage(stageFetch, notMade(j.want, []string{offer(p.config.Platform)}))
 	}
 	if err := s.checkUnpacked(ctx, p, key.snapshotter); err != nil {
 		return "", atStage(stageUnpack, err)
@@ -155,7 +173,7 @@ func (s *Service) fetchAndTag(ctx context.Context, j *job, key pullKey) (string,
 		return "", err
 	}
 	all := names(j.named, target.Digest, p.id)
-	if err := s.tag(ctx, target, all); err != nil {
+	if err := s.tag(ctx, target, key.choice, all); err != nil {
 		return "", atStage(stageTag, err)
 	}
 	if err := s.index.refresh(ctx, all...); err != nil {
@@ -175,8 +193,9 @@ func (s *Service) checkUnpacked(ctx context.Context, p *parsed, snapshotter stri
 	return nil
 }
 
-// tag writes all records, or leaves them as they were.
-func (s *Service) tag(ctx context.Context, target imagespec.Descriptor, names []string) (err error) {
+// tag writes all records, or leaves them as they were. chosen is the platform
+// that the request named, "" for none.
+func (s *Service) tag(ctx context.Context, target imagespec.Descriptor, chosen string, names []string) (err error) {
 	var written undo.Stack
 	defer func() {
 		if err != nil {
@@ -184,7 +203,7 @@ func (s *Service) tag(ctx context.Context, target imagespec.Descriptor, names []
 		}
 	}()
 	for _, name := range names {
-		back, err := s.writeRecord(ctx, name, target)
+		back, err := s.writeRecord(ctx, images.Image{Name: name, Target: target}, chosen)
 		if back != nil {
 			written.Push("image record "+name, back)
 		}
@@ -199,25 +218,24 @@ func (s *Service) tag(ctx context.Context, target imagespec.Descriptor, names []
 // else deletes and creates at the same time.
 const recordTries = 5
 
-// writeRecord makes name mean target and returns what restores it.
-func (s *Service) writeRecord(ctx context.Context, name string, target imagespec.Descriptor) (undo.Release, error) {
-	// Nothing in the labels comes out of the image: an image's own never become
-	// containerd's. And nothing comes out of the configuration, which changes.
-	want := images.Image{Name: name, Target: target, Labels: map[string]string{labelManaged: managed}}
+// writeRecord makes the record what want says and returns what restores it.
+func (s *Service) writeRecord(ctx context.Context, want images.Image, chosen string) (undo.Release, error) {
 	var err error
 	for range recordTries {
+		want.Labels = labelsFor(images.Image{}, want.Target, chosen)
 		if _, err = s.o.Images.Create(ctx, want); err == nil {
-			return func(ctx context.Context) error { return s.deleteRecord(ctx, name, target) }, nil
+			return func(ctx context.Context) error { return s.deleteRecord(ctx, want.Name, want.Target) }, nil
 		}
 		if !errdefs.IsAlreadyExists(err) {
 			return nil, err
 		}
 		var old images.Image
-		if old, err = s.o.Images.Get(ctx, name); errdefs.IsNotFound(err) {
+		if old, err = s.o.Images.Get(ctx, want.Name); errdefs.IsNotFound(err) {
 			continue
 		} else if err != nil {
 			return nil, err
 		}
+		want.Labels = labelsFor(old, want.Target, chosen)
 		if sameRecord(old, want) {
 			return nil, nil
 		}
@@ -236,6 +254,21 @@ func (s *Service) writeRecord(ctx context.Context, name string, target imagespec
 		}, nil
 	}
 	return nil, err
+}
+
+// labelsFor are the labels of a record with the target, where old was before.
+// Nothing in them comes out of the image: an image's own never become
+// containerd's. And nothing comes out of the configuration, which changes.
+func labelsFor(old images.Image, target imagespec.Descriptor, chosen string) map[string]string {
+	labels := map[string]string{labelManaged: managed}
+	before := old.Labels[labelPlatforms]
+	if old.Target.Digest != target.Digest && before != "" {
+		before, labels[labelPlatforms] = "", "" // of another image
+	}
+	if chosen != "" {
+		labels[labelPlatforms] = withChoice(before, chosen)
+	}
+	return labels
 }
 
 // sameRecord reports whether old says all that want does. Labels of others

@@ -42,7 +42,7 @@ func TestPullMakesRecordsAndUnpacks(t *testing.T) {
 	if got := w.records(); !slices.Equal(got, want) {
 		t.Errorf("records %v, want %v", got, want)
 	}
-	st, info, err := w.Status(w.ctx, ref, true)
+	st, info, err := w.Status(w.ctx, named(ref), true)
 	must(t, err)
 	if st.Id != id || !slices.Equal(st.RepoTags, want[:1]) || !slices.Equal(st.RepoDigests, []string{reg.Ref("team/app@" + digest)}) || st.Size == 0 {
 		t.Errorf("status %v", st)
@@ -50,7 +50,7 @@ func TestPullMakesRecordsAndUnpacks(t *testing.T) {
 	if !strings.Contains(info["info"], "chainID") {
 		t.Errorf("verbose info %v", info)
 	}
-	r, err := w.Resolve(w.ctx, ref, "")
+	r, err := w.Resolve(w.ctx, named(ref), "")
 	must(t, err)
 	if r.ID != id || r.Name != ref || r.Ref != reg.Ref("team/app@"+digest) || r.Snapshotter != "overlayfs" {
 		t.Errorf("resolved %+v", r.Image)
@@ -62,7 +62,7 @@ func TestPullMakesRecordsAndUnpacks(t *testing.T) {
 	}
 	w.clean()
 	must(t, w.gc())
-	if _, err := w.Resolve(w.ctx, id, ""); err != nil {
+	if _, err := w.Resolve(w.ctx, named(id), ""); err != nil {
 		t.Errorf("after garbage collection: %v", err)
 	}
 }
@@ -75,7 +75,7 @@ func TestPullByDigestKeepsTagOut(t *testing.T) {
 	_, digest := push(t, reg, "app:v1", sample(t, "app", 1))
 	for _, ref := range []string{reg.Ref("app@" + digest), reg.Ref("app:v9@" + digest)} {
 		id := w.pull(ref)
-		st, _, err := w.Status(w.ctx, ref, false)
+		st, _, err := w.Status(w.ctx, named(ref), false)
 		must(t, err)
 		if st.GetId() != id || len(st.RepoTags) != 0 || !slices.Equal(st.RepoDigests, []string{reg.Ref("app@" + digest)}) {
 			t.Errorf("%s: status %v", ref, st)
@@ -98,7 +98,7 @@ func TestPullEveryEncodingGivesTheSameLayers(t *testing.T) {
 		change(&spec)
 		ref, _ := push(t, reg, "enc:"+name, build(t, spec))
 		w.pull(ref)
-		r, err := w.Resolve(w.ctx, ref, "")
+		r, err := w.Resolve(w.ctx, named(ref), "")
 		must(t, err)
 		if chain == "" {
 			chain = r.ChainID
@@ -114,7 +114,7 @@ func TestPullUnpacksSideBySide(t *testing.T) {
 	w := newWorld(t, func(o *Options) { o.Policy.MaxUnpacks = 4 })
 	ref, _ := push(t, reg, "app:v1", sample(t, "app", 6))
 	w.pull(ref)
-	if _, err := w.Resolve(w.ctx, ref, ""); err != nil {
+	if _, err := w.Resolve(w.ctx, named(ref), ""); err != nil {
 		t.Fatal(err)
 	}
 	w.clean()
@@ -400,7 +400,7 @@ func TestPullRefusesSizesThatAreNotSo(t *testing.T) {
 	img := sample(t, "app", 2)
 	ref, _ := push(t, reg, "app:v1", img)
 	id := w.pull(ref)
-	st, _, err := w.Status(w.ctx, ref, false)
+	st, _, err := w.Status(w.ctx, named(ref), false)
 	must(t, err)
 	honest, err := img.RawManifest()
 	must(t, err)
@@ -423,7 +423,7 @@ func TestPullRefusesSizesThatAreNotSo(t *testing.T) {
 		// The same image by other ways than a pull.
 		target := imagespec.Descriptor{MediaType: string(types.DockerManifestSchema2), Digest: digest.Digest(d), Size: int64(len(raw))}
 		must(t, content.WriteBlob(w.ctx, w.content, name, strings.NewReader(string(raw)), target))
-		if p, err := w.index.reader.image(w.ctx, target, 0); !errdefs.IsFailedPrecondition(err) {
+		if p, err := w.index.reader.image(w.ctx, target, w.platforms.matchers[0]); !errdefs.IsFailedPrecondition(err) {
 			t.Errorf("%s: read %v, %v", name, p, err)
 		}
 	}
@@ -431,7 +431,7 @@ func TestPullRefusesSizesThatAreNotSo(t *testing.T) {
 	rec, err := w.images.Get(w.ctx, id)
 	must(t, err)
 	rec.Target.Size = 1 << 50
-	p, err := w.index.reader.image(w.ctx, rec.Target, 0)
+	p, err := w.index.reader.image(w.ctx, rec.Target, w.platforms.matchers[0])
 	if err != nil || p.size != int64(st.Size) {
 		t.Errorf("read %v, %v; the image has %d bytes", p, err, st.Size)
 	}
@@ -520,7 +520,7 @@ func TestPullChoosesThePlatform(t *testing.T) {
 		t.Errorf("id for the arm handler %s, want %s", id, idOf(t, arm))
 	}
 	for handler, img := range map[string]v1.Image{"": best, "arm": arm} {
-		r, err := w.Resolve(w.ctx, ref, handler)
+		r, err := w.Resolve(w.ctx, named(ref), handler)
 		must(t, err)
 		if r.ID != idOf(t, img) {
 			t.Errorf("handler %q resolves to %s", handler, r.ID)
@@ -535,6 +535,96 @@ func TestPullChoosesThePlatform(t *testing.T) {
 	}
 }
 
+// TestPullForANamedPlatform: what a request names is what it gets, beside the
+// image for everybody else, and only as long as somebody named it.
+func TestPullForANamedPlatform(t *testing.T) {
+	const key = "test/platform"
+	reg := registry.StartT(t, registry.Options{})
+	choosy := func(o *Options) { o.Handlers = map[string]Handler{"second": {}, "choosy": {PlatformAnnotation: key}} }
+	w := newWorld(t, choosy)
+	host := hostPlatform()
+	mk := func(arch string) v1.Image {
+		spec := sampleSpec(arch, 1)
+		spec.Architecture = arch
+		return build(t, spec)
+	}
+	ours, arm, z := mk(host.Architecture), mk("arm64"), mk("s390x")
+	idx, err := registry.Index(arm, z, ours)
+	must(t, err)
+	_, err = reg.PushIndex("multi", "v1", idx)
+	must(t, err)
+	ref := reg.Ref("multi:v1")
+	pull := func(handler, platform string) (string, error) {
+		return w.Pull(w.ctx, PullRequest{Ref: ref, Handler: handler, Annotations: map[string]string{key: platform}})
+	}
+	ask := func(platform string) *cri.ImageSpec {
+		return &cri.ImageSpec{Image: ref, RuntimeHandler: "choosy", Annotations: map[string]string{key: platform}}
+	}
+	id, err := pull("choosy", "linux/arm64")
+	must(t, err)
+	if id != idOf(t, arm) {
+		t.Errorf("got %s, want the one for arm64, %s", id, idOf(t, arm))
+	}
+	// Who names no platform does not have it.
+	if st, _, err := w.Status(w.ctx, named(ref), false); err != nil || st != nil {
+		t.Errorf("without a name there is %v, %v", st, err)
+	}
+	for _, platform := range []string{"linux/arm64", "arm64", "linux/arm64/v8"} {
+		st, _, err := w.Status(w.ctx, ask(platform), false)
+		if err != nil || st.GetId() != id || len(st.GetRepoTags()) != 1 {
+			t.Errorf("%s: the status is %v, %v", platform, st, err)
+		}
+		if r, err := w.Resolve(w.ctx, ask(platform), "choosy"); err != nil || r.ID != id {
+			t.Errorf("%s: resolved to %s, %v", platform, r.ID, err)
+		}
+	}
+	if id := w.pull(ref); id != idOf(t, ours) {
+		t.Errorf("without a name %s, want %s", id, idOf(t, ours))
+	}
+	must(t, w.gc())
+	for range 2 {
+		for spec, want := range map[*cri.ImageSpec]v1.Image{named(ref): ours, ask("linux/arm64"): arm, named(idOf(t, arm)): arm} {
+			if r, err := w.Resolve(w.ctx, spec, "choosy"); err != nil || r.ID != idOf(t, want) {
+				t.Errorf("%v resolved to %s, %v", spec, r.ID, err)
+			}
+		}
+		// And the same from disk.
+		w.start(choosy)
+	}
+	for platform, says := range map[string]string{"linux/riscv64": "there are", "linux/s390x": "not on this node for platform linux/s390x", "a/b/c/d": "annotations"} {
+		if r, err := w.Resolve(w.ctx, ask(platform), "choosy"); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %s, %v", platform, r.ID, err)
+		}
+	}
+	if _, err := pull("choosy", "linux/riscv64"); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "linux/s390x") {
+		t.Errorf("one that there is not: %v", err)
+	}
+	if _, err := pull("choosy", "no platform"); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), key) {
+		t.Errorf("one that is none: %v", err)
+	}
+	// A handler that does not allow it hears nothing.
+	if id, err := pull("second", "linux/s390x"); err != nil || id != idOf(t, ours) {
+		t.Errorf("not allowed: %s, %v", id, err)
+	}
+	single, _ := push(t, reg, "single:v1", z)
+	if _, err := w.Pull(w.ctx, PullRequest{Ref: single, Handler: "choosy", Annotations: map[string]string{key: "linux/arm64"}}); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "only linux/s390x") {
+		t.Errorf("an image without an index: %v", err)
+	}
+	// The tag moves: what was pulled before is no answer any more.
+	newer := sampleSpec("newer", 2)
+	newer.Architecture = "arm64"
+	idx, err = registry.Index(build(t, newer), ours)
+	must(t, err)
+	_, err = reg.PushIndex("multi", "v1", idx)
+	must(t, err)
+	w.pull(ref)
+	if st, _, err := w.Status(w.ctx, ask("linux/arm64"), false); err != nil || st != nil {
+		t.Errorf("after the tag has moved: %v, %v", st, err)
+	}
+	must(t, w.Remove(w.ctx, idOf(t, arm)))
+	must(t, w.Remove(w.ctx, ref))
+}
+
 func TestPullForAnotherSnapshotter(t *testing.T) {
 	reg := registry.StartT(t, registry.Options{})
 	w := newWorld(t, nil)
@@ -542,14 +632,14 @@ func TestPullForAnotherSnapshotter(t *testing.T) {
 	pod := &cri.PodSandboxConfig{Annotations: map[string]string{handlerAnnotation: "second"}}
 	_, err := w.Pull(w.ctx, PullRequest{Ref: ref, Pod: pod})
 	must(t, err)
-	r, err := w.Resolve(w.ctx, ref, "second")
+	r, err := w.Resolve(w.ctx, named(ref), "second")
 	must(t, err)
 	if _, err := w.mdb.Snapshotter("second").Stat(w.ctx, r.ChainID); err != nil {
 		t.Error(err)
 	}
 	// For the default one it is unpacked when a container needs it.
 	reg.ResetLog()
-	r, err = w.Resolve(w.ctx, ref, "")
+	r, err = w.Resolve(w.ctx, named(ref), "")
 	must(t, err)
 	if _, err := w.mdb.Snapshotter("overlayfs").Stat(w.ctx, r.ChainID); err != nil {
 		t.Error(err)
@@ -581,10 +671,10 @@ func TestDiscardLayersKeepsTheImage(t *testing.T) {
 		}
 		return nil
 	}))
-	if _, err := w.Resolve(w.ctx, ref, ""); err != nil {
+	if _, err := w.Resolve(w.ctx, named(ref), ""); err != nil {
 		t.Error(err)
 	}
-	if _, err := w.Resolve(w.ctx, ref, "second"); !errdefs.IsNotFound(err) {
+	if _, err := w.Resolve(w.ctx, named(ref), "second"); !errdefs.IsNotFound(err) {
 		t.Errorf("unpack without layers: %v", err)
 	}
 	w.clean()
@@ -615,7 +705,7 @@ func TestHostileLabelsStayInTheImage(t *testing.T) {
 		}
 		return nil
 	}))
-	st, _, err := w.Status(w.ctx, ref, false)
+	st, _, err := w.Status(w.ctx, named(ref), false)
 	must(t, err)
 	if st.Pinned || st.GetUid().GetValue() != 0 || st.Uid == nil || st.Spec.Annotations["org.example"] != "kept" {
 		t.Errorf("status %v", st)
@@ -664,7 +754,7 @@ func TestFailedTagRestoresRecords(t *testing.T) {
 		t.Errorf("records %v, before %v", got, before)
 	}
 	must(t, w.index.refresh(w.ctx, before...))
-	if st, _, err := w.Status(w.ctx, ref, false); err != nil || st.GetId() != id {
+	if st, _, err := w.Status(w.ctx, named(ref), false); err != nil || st.GetId() != id {
 		t.Errorf("the tag means %v, %v", st, err)
 	}
 	w.clean()
@@ -708,7 +798,7 @@ func TestFSInfoFollowsTheSnapshots(t *testing.T) {
 		used := imgs[0].UsedBytes.Value
 		return used > 3<<20 && used < 4<<20 && imgs[0].InodesUsed.Value > 0
 	})
-	r, err := w.Resolve(w.ctx, ref, "")
+	r, err := w.Resolve(w.ctx, named(ref), "")
 	must(t, err)
 	mounts, err := w.mdb.Snapshotter("overlayfs").Prepare(w.ctx, "container", r.ChainID, snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"}))
 	must(t, err)

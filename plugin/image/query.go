@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -19,8 +21,8 @@ import (
 // The messages are shared: do not change them.
 func (s *Service) List(_ context.Context, filter *cri.ImageFilter) ([]*cri.Image, error) {
 	v := s.index.now.Load()
-	if ref := filter.GetImage().GetImage(); ref != "" {
-		img, err := v.find(ref, s.platforms.of(""))
+	if filter.GetImage().GetImage() != "" {
+		img, _, err := s.find(v, filter.GetImage(), filter.GetImage().GetRuntimeHandler())
 		if err != nil {
 			return nil, fmt.Errorf("list images: %w", err)
 		}
@@ -36,14 +38,38 @@ func (s *Service) List(_ context.Context, filter *cri.ImageFilter) ([]*cri.Image
 	return out, nil
 }
 
+// find returns the image that a request means, nil for none, and the platform
+// that it names.
+func (s *Service) find(v *view, spec *cri.ImageSpec, handler string) (*image, choice, error) {
+	c, err := s.choiceOf(spec.GetAnnotations(), handler)
+	if err != nil {
+		return nil, c, err
+	}
+	if c.name == "" {
+		img, err := v.find(spec.GetImage(), func(r row) *image { return r.on(s.platforms.of(handler)) })
+		return img, c, err
+	}
+	img, err := v.find(spec.GetImage(), func(r row) *image { return r.chosen(c.name) })
+	// An ID means one image, whatever its index has for the platform.
+	if img != nil && !c.Match(img.config.Platform) && !v.isFor(img, c.name) {
+		return nil, c, err
+	}
+	return img, c, err
+}
+
+// isFor reports whether the image was pulled for the platform.
+func (v *view) isFor(img *image, platform string) bool {
+	return slices.ContainsFunc(img.records, func(name string) bool { return v.byName[name].chosen(platform) == img })
+}
+
 // Status returns the image a tag, digest, ID or short ID means, nil when there
 // is none, and with verbose its details. The message is shared: do not change
 // it.
-func (s *Service) Status(_ context.Context, ref string, verbose bool) (*cri.Image, map[string]string, error) {
-	if ref == "" {
+func (s *Service) Status(_ context.Context, spec *cri.ImageSpec, verbose bool) (*cri.Image, map[string]string, error) {
+	if spec.GetImage() == "" {
 		return nil, nil, fmt.Errorf("image status: field image.image is empty: %w", errdefs.ErrInvalidArgument)
 	}
-	img, err := s.index.now.Load().find(ref, s.platforms.of(""))
+	img, _, err := s.find(s.index.now.Load(), spec, spec.GetRuntimeHandler())
 	if err != nil {
 		return nil, nil, fmt.Errorf("image status: %w", err)
 	}
@@ -65,18 +91,18 @@ func (s *Service) Status(_ context.Context, ref string, verbose bool) (*cri.Imag
 
 // Resolve returns the image a container of handler is created from and makes
 // sure that it is unpacked where the handler wants it. It never pulls.
-func (s *Service) Resolve(ctx context.Context, ref, handler string) (Resolved, error) {
+func (s *Service) Resolve(ctx context.Context, spec *cri.ImageSpec, handler string) (Resolved, error) {
+	ref := spec.GetImage()
 	if ref == "" {
 		return Resolved{}, fmt.Errorf("find image: field image.image is empty: %w", errdefs.ErrInvalidArgument)
 	}
-	platform := s.platforms.of(handler)
 	v := s.index.now.Load()
-	img, err := v.find(ref, platform)
+	img, choice, err := s.find(v, spec, handler)
 	if err != nil {
 		return Resolved{}, fmt.Errorf("find image: %w", err)
 	}
 	if img == nil {
-		return Resolved{}, fmt.Errorf("find image %q: not on this node: %w", ref, errdefs.ErrNotFound)
+		return Resolved{}, fmt.Errorf("find image %q: %w", ref, s.missing(inNamespace(ctx), v, ref, choice))
 	}
 	r := Resolved{
 		Image: describe(img, ref), Config: img.config, ChainID: img.chainID,
@@ -86,6 +112,31 @@ func (s *Service) Resolve(ctx context.Context, ref, handler string) (Resolved, e
 		return Resolved{}, fmt.Errorf("unpack image %q: %w", ref, err)
 	}
 	return r, nil
+}
+
+// missing says why there is no image for ref: for a platform that was named, it
+// may be that no index has one.
+func (s *Service) missing(ctx context.Context, v *view, ref string, c choice) error {
+	if c.name == "" {
+		return fmt.Errorf("not on this node: %w", errdefs.ErrNotFound)
+	}
+	if img, ok := v.byID[ref]; ok {
+		return notMade(c.name, []string{offer(img.config.Platform)})
+	}
+	for _, name := range spellings(ref) {
+		rec, err := s.o.Images.Get(ctx, name)
+		if err != nil {
+			continue // it is not there
+		}
+		store := boundedStore{s.o.Content}
+		if _, err := requirePlatform(images.ChildrenHandler(store), c, c.name)(ctx, rec.Target); err != nil {
+			return err
+		}
+		if img := v.byName[name].any(); img != nil && !images.IsIndexType(rec.Target.MediaType) {
+			return notMade(c.name, []string{offer(img.config.Platform)})
+		}
+	}
+	return fmt.Errorf("not on this node for platform %s: %w", c.name, errdefs.ErrNotFound)
 }
 
 // describe names an image for a container's record, as the user named it as
@@ -148,30 +199,33 @@ func (s *Service) unpackLocal(ctx context.Context, img *image, snapshotter strin
 	if err != nil {
 		return err
 	}
-	j := &job{s: s, snapshotter: snapshotter, platform: s.platforms.matchers[platform], want: s.platforms.names[platform], setStage: func(string) {}}
+	j := &job{s: s, snapshotter: snapshotter, platform: platform.MatchComparer, want: platform.name, setStage: func(string) {}}
 	if err := j.transfer(ctx, target, remotes.FetcherFunc(notHere)); err != nil {
 		return err
 	}
 	return s.checkUnpacked(ctx, img.parsed, snapshotter)
 }
 
-// targetOf returns what one of the image's records names, and for which of
-// our platforms that is the image.
-func (s *Service) targetOf(ctx context.Context, img *image) (imagespec.Descriptor, int, error) {
+// targetOf returns what one of the image's records names, and for which
+// platform that is the image.
+func (s *Service) targetOf(ctx context.Context, img *image) (imagespec.Descriptor, choice, error) {
 	v := s.index.now.Load()
 	for _, name := range img.records {
-		for platform, other := range v.byName[name] {
+		for i, other := range v.byName[name].images {
 			if other == nil || other.id != img.id {
 				continue
 			}
 			rec, err := s.o.Images.Get(ctx, name)
 			if err != nil {
-				return imagespec.Descriptor{}, 0, fmt.Errorf("read image record %s: %w", name, err)
+				return imagespec.Descriptor{}, choice{}, fmt.Errorf("read image record %s: %w", name, err)
 			}
-			return rec.Target, platform, nil
+			if ours := len(s.platforms.matchers); i >= ours {
+				return rec.Target, v.byName[name].choices[i-ours], nil
+			}
+			return rec.Target, choice{s.platforms.names[i], s.platforms.matchers[i]}, nil
 		}
 	}
-	return imagespec.Descriptor{}, 0, fmt.Errorf("image %s was removed: %w", img.id, errdefs.ErrNotFound)
+	return imagespec.Descriptor{}, choice{}, fmt.Errorf("image %s was removed: %w", img.id, errdefs.ErrNotFound)
 }
 
 func ambiguous(ref string) error {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -84,14 +85,14 @@ type reader struct {
 
 // image reads the image that target is on a platform. NotFound means that it
 // is not, or not here.
-func (r reader) image(ctx context.Context, target imagespec.Descriptor, platform int) (*parsed, error) {
+func (r reader) image(ctx context.Context, target imagespec.Descriptor, platform platforms.MatchComparer) (*parsed, error) {
 	store := boundedStore{r.content}
 	info, err := r.content.Info(ctx, target.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
 	target.Size = info.Size // a record can say anything
-	manifest, err := images.Manifest(ctx, store, target, r.platforms[platform])
+	manifest, err := images.Manifest(ctx, store, target, platform)
 	if err != nil {
 		return nil, fmt.Errorf("read manifest: %w", err)
 	}
@@ -150,12 +151,17 @@ type skipped struct{}
 
 func (*skipped) UnmarshalJSON([]byte) error { return nil }
 
-// all reads the image of every platform; nil where there is none.
-func (r reader) all(ctx context.Context, target imagespec.Descriptor) ([]*parsed, error) {
-	out := make([]*parsed, len(r.platforms))
+// all reads the image of each of our platforms, then that of each choice; nil
+// where there is none.
+func (r reader) all(ctx context.Context, target imagespec.Descriptor, choices []choice) ([]*parsed, error) {
+	wanted := slices.Clone(r.platforms)
+	for _, c := range choices {
+		wanted = append(wanted, c)
+	}
+	out := make([]*parsed, len(wanted))
 	var failed error
-	for i := range r.platforms {
-		p, err := r.image(ctx, target, i)
+	for i, platform := range wanted {
+		p, err := r.image(ctx, target, platform)
 		if err != nil && !errdefs.IsNotFound(err) {
 			failed = err
 			continue

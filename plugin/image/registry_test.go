@@ -235,7 +235,7 @@ func TestMirrorServesAndNodeCredentialsAreItsOwn(t *testing.T) {
 		if _, err := w.Pull(w.ctx, PullRequest{Ref: "registry.invalid/library/app:v1"}); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if st, _, _ := w.Status(w.ctx, "registry.invalid/library/app:v1", false); st == nil {
+		if st, _, _ := w.Status(w.ctx, named("registry.invalid/library/app:v1"), false); st == nil {
 			t.Errorf("%s: the image is not there", name)
 		}
 	}

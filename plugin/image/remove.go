@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	if ref == "" {
 		return fmt.Errorf("remove image: field image.image is empty: %w", errdefs.ErrInvalidArgument)
 	}
-	img, err := s.index.now.Load().find(ref, s.platforms.of(""))
+	img, err := s.index.now.Load().find(ref, func(r row) *image { return cmp.Or(r.on(s.platforms.of("")), r.any()) })
 	if err != nil {
 		return fmt.Errorf("remove image: %w", err)
 	}

@@ -25,6 +25,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/integration/registry"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
@@ -245,3 +246,6 @@ func idOf(t *testing.T, img v1.Image) string {
 	must(t, err)
 	return h.String()
 }
+
+// named asks for an image by its name alone.
+func named(ref string) *cri.ImageSpec { return &cri.ImageSpec{Image: ref} }

@@ -189,7 +189,7 @@ func TestNone(t *testing.T) {
 		t.Errorf("the specification is %q, %v", spec, err)
 	}
 	asked := &cri.LinuxContainerResources{CpuShares: 3}
-	if got, err := p.UpdateContainer(ctx, record.Sandbox{}, c, asked); err != nil || got != asked {
+	if got, err := p.UpdateContainer(ctx, record.Sandbox{}, c, facts.Update{Resources: asked}); err != nil || got != asked {
 		t.Errorf("resources are %v, %v", got, err)
 	}
 	if _, err := p.ready(); !errdefs.IsUnavailable(err) {

@@ -3,6 +3,7 @@ package nri
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -19,8 +20,11 @@ import (
 const applyLimit = 10 * time.Second
 
 // UpdateContainer asks the plugins about new resources of a container, and
-// returns those to set. What they want of other containers follows.
-func (p *Plugins) UpdateContainer(ctx context.Context, sb record.Sandbox, c record.Container, r *cri.LinuxContainerResources) (*cri.LinuxContainerResources, error) {
+// returns those to set. What they want of other containers follows. There is no
+// place for the update's annotations but among the container's, over which they
+// go.
+func (p *Plugins) UpdateContainer(ctx context.Context, sb record.Sandbox, c record.Container, u facts.Update) (*cri.LinuxContainerResources, error) {
+	r := u.Resources
 	if p.none() {
 		return r, nil
 	}
@@ -28,6 +32,10 @@ func (p *Plugins) UpdateContainer(ctx context.Context, sb record.Sandbox, c reco
 	if err != nil {
 		return nil, err
 	}
+	if ctr.Annotations == nil {
+		ctr.Annotations = map[string]string{}
+	}
+	maps.Copy(ctr.Annotations, u.Annotations)
 	resp, err := p.adapt.UpdateContainer(ctx, &api.UpdateContainerRequest{Pod: pod, Container: ctr, LinuxResources: fromCRI(r)})
 	if err != nil {
 		return nil, p.refusal(ctx, facts.ContainerUpdate, err)

@@ -6,6 +6,7 @@
 package podfiles
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,9 @@ type Text struct {
 	Hostname func(*cri.PodSandboxConfig) string
 	// ResolvConf has own false for what is to be the node's file.
 	ResolvConf func(*cri.DNSConfig) (content []byte, own bool, err error)
+	// ShmSize is how large /dev/shm is to be, 0 for the usual size; nil for
+	// always that.
+	ShmSize func(record.Sandbox) (bytes int64, err error)
 	// Label sets the SELinux label of files, nil for never.
 	Label func(fileLabel string, paths ...string) error
 }
@@ -106,7 +110,7 @@ func (f *Files) Create(_ context.Context, sb record.Sandbox) error {
 		}
 	}
 	if !hostIPC(sb) {
-		if err := mountShm(p.Shm, uid, gid); err != nil {
+		if err := f.mountShm(sb, p.Shm); err != nil {
 			return err
 		}
 	}
@@ -129,7 +133,16 @@ func (f *Files) label(sb record.Sandbox, p Paths) error {
 }
 
 // mountShm mounts the memory behind /dev/shm, whose root is the pod's.
-func mountShm(dir string, uid, gid uint32) error {
+func (f *Files) mountShm(sb record.Sandbox, dir string) error {
+	size := int64(shmSize)
+	if f.text.ShmSize != nil {
+		wanted, err := f.text.ShmSize(sb)
+		if err != nil {
+			return err
+		}
+		size = cmp.Or(wanted, size)
+	}
+	uid, gid := sb.HostID(0, 0)
 	if err := unmount(dir); err != nil { // of an attempt that was cut off
 		return err
 	}
@@ -137,7 +150,7 @@ func mountShm(dir string, uid, gid uint32) error {
 		return fmt.Errorf("create directory for /dev/shm: %w", err)
 	}
 	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV,
-		fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", shmSize, uid, gid))
+		fmt.Sprintf("mode=1777,size=%d,uid=%d,gid=%d", size, uid, gid))
 	if err != nil {
 		return fmt.Errorf("mount /dev/shm of the pod: %w", err)
 	}

@@ -53,6 +53,7 @@ type wireContainer struct {
 	Message    string   `json:",omitempty"`
 	LogPath    string   `json:",omitempty"`
 	StopSignal string   `json:",omitempty"`
+	Rescored   bool     `json:",omitempty"`
 	Resources  []byte   `json:",omitempty"`
 	User       []byte   `json:",omitempty"`
 	Mounts     [][]byte `json:",omitempty"`
@@ -102,7 +103,7 @@ func (c Container) Marshal() ([]byte, error) {
 		Version: Version, ID: c.ID, SandboxID: c.SandboxID, Handler: c.Handler, Image: c.Image,
 		Phase: c.Phase, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt,
 		Pid: c.Pid, ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
-		LogPath: c.LogPath, StopSignal: c.StopSignal,
+		LogPath: c.LogPath, StopSignal: c.StopSignal, Rescored: c.Rescored,
 	}
 	e := encoder{}
 	w.Config = e.message(c.Config)
@@ -124,7 +125,7 @@ func UnmarshalContainer(b []byte) (Container, error) {
 		ID: w.ID, SandboxID: w.SandboxID, Handler: w.Handler, Image: w.Image,
 		Phase: w.Phase, CreatedAt: w.CreatedAt, StartedAt: w.StartedAt, FinishedAt: w.FinishedAt,
 		Pid: w.Pid, ExitCode: w.ExitCode, Reason: w.Reason, Message: w.Message,
-		LogPath: w.LogPath, StopSignal: w.StopSignal,
+		LogPath: w.LogPath, StopSignal: w.StopSignal, Rescored: w.Rescored,
 	}
 	d := decoder{}
 	c.Config = decodeMessage[cri.ContainerConfig](&d, "Config", w.Config, true)

@@ -158,6 +158,9 @@ type Container struct {
 	LogPath string
 	// StopSignal is the signal of a graceful stop, as "SIGTERM".
 	StopSignal string
+	// Rescored says that an update has changed the OOM score of the container
+	// while it ran, of which its runtime does not know.
+	Rescored bool
 	// Resources are the limits in force; Config's until the first update.
 	Resources *cri.LinuxContainerResources
 	// User is the identity of the first process.

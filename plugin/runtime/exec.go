@@ -19,6 +19,9 @@ import (
 type ExecRequest struct {
 	Process *specs.Process
 	IO      IO
+	// Score is the OOM score that the process is to have, nil for the one that
+	// the runtime gives it, which is that of the container's creation.
+	Score *int
 	// Spec is the container's OCI specification, JSON, for its control group and
 	// its user namespace.
 	Spec []byte
@@ -31,6 +34,7 @@ type Exec struct {
 	cgs   Cgroups
 	group string // the container's control group, "" for none
 	mark  Mark
+	score *int
 }
 
 // Exec adds a process that the Exec's Start releases.
@@ -54,7 +58,7 @@ func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec,
 	if err != nil {
 		return nil, err
 	}
-	return &Exec{rt: rt, name: name, cgs: t.tasks.cgs, group: group, mark: mark}, nil
+	return &Exec{rt: rt, name: name, cgs: t.tasks.cgs, group: group, mark: mark, score: req.Score}, nil
 }
 
 // EndExec ends and forgets a process that Exec may have added although nobody
@@ -96,9 +100,36 @@ func (t *Task) EndExec(ctx context.Context, execID string, spec []byte) error {
 // ID names the process within its container.
 func (e *Exec) ID() string { return e.rt.ID() }
 
-// Start releases the process.
+// Start releases the process. When it fails the process may run.
 func (e *Exec) Start(ctx context.Context) error {
-	return bounded(ctx, "start exec", e.name, execLimit, e.rt.Start)
+	if err := bounded(ctx, "start exec", e.name, execLimit, e.rt.Start); err != nil || e.score == nil || e.group == "" {
+		return err
+	}
+	if err := e.rescore(ctx); err != nil {
+		return fmt.Errorf("start exec %s: %w", e.name, err)
+	}
+	return nil
+}
+
+// rescore gives the process the score that it is to have, and what it has
+// started meanwhile; of one that could not be marked only the process itself has
+// it. No runtime does that for a process of a container: it knows
+// the score of the container alone.
+func (e *Exec) rescore(ctx context.Context) error {
+	s, err := e.State(ctx)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	return setOOMScore(e.cgs, e.group, *e.score, func(pid int) (bool, error) {
+		if pid == int(s.Pid) || e.mark == 0 {
+			return pid == int(s.Pid), nil
+		}
+		found, err := markOn(pid)
+		if errors.Is(err, errEnded) {
+			return false, nil
+		}
+		return found == e.mark, err
+	})
 }
 
 // Kill sends it a signal; NotFound means that it has ended.

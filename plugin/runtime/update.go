@@ -14,12 +14,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Change makes the running container what after says where before says
+// Change is what is to become of a running container.
+type Change struct {
+	Before, After *specs.Spec
+	// Annotations go to the runtime with the resources.
+	Annotations map[string]string
+}
+
+// Change makes the running container what After says where Before says
 // otherwise: resources through the runtime, and what no runtime takes in an
 // update, huge page limits and the OOM score, in the kernel. When it fails some
 // of it may be done.
-func (t *Task) Change(ctx context.Context, before, after *specs.Spec) error {
-	if err := t.Update(ctx, after.Linux.Resources, nil); err != nil {
+func (t *Task) Change(ctx context.Context, c Change) error {
+	before, after := c.Before, c.After
+	if err := t.Update(ctx, after.Linux.Resources, c.Annotations); err != nil {
 		return err
 	}
 	path := after.Linux.CgroupsPath
@@ -27,7 +35,7 @@ func (t *Task) Change(ctx context.Context, before, after *specs.Spec) error {
 		return fmt.Errorf("update task %s: %w", t.ID(), err)
 	}
 	if score, changed := newScore(before.Process, after.Process); changed {
-		if err := t.tasks.setOOMScore(path, score); err != nil {
+		if err := setOOMScore(t.tasks.cgs, path, score, everyone); err != nil {
 			return fmt.Errorf("update task %s: %w", t.ID(), err)
 		}
 	}
@@ -91,11 +99,16 @@ func pageLimits(r *specs.LinuxResources) map[string]uint64 {
 // meanwhile has the score of its parent, so few rounds find any.
 const scoreRounds = 100
 
-// setOOMScore gives every process of the control group the score.
-func (t *Tasks) setOOMScore(path string, score int) error {
+// chooser reports whether a process is meant.
+type chooser func(pid int) (bool, error)
+
+func everyone(int) (bool, error) { return true, nil }
+
+// setOOMScore gives the chosen processes of the control group the score.
+func setOOMScore(cgs Cgroups, path string, score int, chosen chooser) error {
 	done := map[int]bool{}
 	for range scoreRounds {
-		pids, err := t.cgs.Procs(path)
+		pids, err := cgs.Procs(path)
 		if err != nil {
 			return err
 		}
@@ -106,17 +119,24 @@ func (t *Tasks) setOOMScore(path string, score int) error {
 		for _, pid := range pids {
 			done[pid] = true
 		}
-		if err := t.score(path, pids, score); err != nil {
+		if err := (scoring{cgs, path, score, chosen}).give(pids); err != nil {
 			return fmt.Errorf("set OOM score %d: %w", score, err)
 		}
 	}
 	return fmt.Errorf("set OOM score %d: new processes come without end: %w", score, errdefs.ErrUnavailable)
 }
 
-// score writes the score of those of pids that still are members: a pid read
-// from a list may by now be somebody else's, so all are opened and looked up
-// again.
-func (t *Tasks) score(path string, pids []int, score int) error {
+type scoring struct {
+	cgs    Cgroups
+	path   string
+	score  int
+	chosen chooser
+}
+
+// give writes the score of those of pids that still are members and are chosen:
+// a pid read from a list may by now be somebody else's, so all are opened and
+// looked up again.
+func (s scoring) give(pids []int) error {
 	files := map[int]*os.File{}
 	defer func() {
 		for _, f := range files {
@@ -133,7 +153,7 @@ func (t *Tasks) score(path string, pids []int, score int) error {
 		}
 		files[pid] = f
 	}
-	members, err := t.cgs.Procs(path)
+	members, err := s.cgs.Procs(s.path)
 	if err != nil {
 		return err
 	}
@@ -141,7 +161,14 @@ func (t *Tasks) score(path string, pids []int, score int) error {
 		if !slices.Contains(members, pid) {
 			continue
 		}
-		if _, err := f.WriteString(strconv.Itoa(score)); err != nil && !gone(err) {
+		chosen, err := s.chosen(pid)
+		if err != nil {
+			return err
+		}
+		if !chosen {
+			continue
+		}
+		if _, err := f.WriteString(strconv.Itoa(s.score)); err != nil && !gone(err) {
 			return err
 		}
 	}

@@ -66,7 +66,7 @@ func TestSetOOMScore(t *testing.T) {
 	first, late, left := sleeper(t), sleeper(t), sleeper(t)
 	const nobody = 1 << 22 // the kernel's largest number is one less
 	g := &members{rounds: [][]int{{first, left, nobody}, {first, late, nobody}}}
-	if err := (&Tasks{cgs: g}).setOOMScore("/g", 700); err != nil {
+	if err := setOOMScore(g, "/g", 700, everyone); err != nil {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct{ pid, want int }{"first": {first, 700}, "late": {late, 700}, "left": {left, scoreOf(t, os.Getpid())}} {
@@ -76,12 +76,28 @@ func TestSetOOMScore(t *testing.T) {
 	}
 }
 
+// Who is not chosen keeps its score, and a choice that cannot be made is told.
+func TestSetOOMScoreOfSome(t *testing.T) {
+	chosen, other := sleeper(t), sleeper(t)
+	g := &members{rounds: [][]int{{chosen, other}}}
+	if err := setOOMScore(g, "/g", 700, func(pid int) (bool, error) { return pid == chosen, nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := scoreOf(t, other), scoreOf(t, os.Getpid()); scoreOf(t, chosen) != 700 || got != want {
+		t.Errorf("the chosen one has %d, the other %d, want 700 and %d", scoreOf(t, chosen), got, want)
+	}
+	g.asked = 0
+	if err := setOOMScore(g, "/g", 700, func(int) (bool, error) { return false, context.Canceled }); !errors.Is(err, context.Canceled) {
+		t.Errorf("a failure became %v", err)
+	}
+}
+
 func TestSetOOMScoreEnds(t *testing.T) {
 	g := &members{}
 	for pid := range 2*scoreRounds + 2 {
 		g.rounds = append(g.rounds, []int{1<<22 + pid})
 	}
-	if err := (&Tasks{cgs: g}).setOOMScore("/g", 700); err == nil {
+	if err := setOOMScore(g, "/g", 700, everyone); err == nil {
 		t.Error("it went on for ever without an error")
 	}
 }

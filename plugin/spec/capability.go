@@ -12,9 +12,9 @@ import (
 
 // containerCapabilities applies the additions and removals of the request.
 //
-// ALL counts before single names, and a removal beats an addition. The
-// inheritable set stays empty, whatever the base says: a program with file
-// capabilities would get more than the container was given.
+// ALL counts before single names, and a removal beats an addition. Ambient
+// capabilities are additions that a process keeps when it runs a program as
+// another user than root; ALL of them are those that the container has.
 func containerCapabilities(in *ContainerInput, base *specs.LinuxCapabilities) (*specs.LinuxCapabilities, error) {
 	c := in.security().GetCapabilities()
 	field := "config.linux.security_context.capabilities"
@@ -26,8 +26,9 @@ func containerCapabilities(in *ContainerInput, base *specs.LinuxCapabilities) (*
 	if err != nil {
 		return nil, err
 	}
-	if len(c.GetAddAmbientCapabilities()) > 0 {
-		return nil, fmt.Errorf("%s.add_ambient_capabilities: ambient capabilities: %w", field, errdefs.ErrNotImplemented)
+	ambient, ambientAll, err := capabilityNames(field+".add_ambient_capabilities", c.GetAddAmbientCapabilities())
+	if err != nil {
+		return nil, err
 	}
 	start := in.Policy.Defaults.Capabilities
 	if base != nil {
@@ -39,27 +40,37 @@ func containerCapabilities(in *ContainerInput, base *specs.LinuxCapabilities) (*
 	if dropAll {
 		start = nil
 	}
-	set := without(slices.Concat(start, add), drop)
+	ambient = without(ambient, drop)
+	set := without(slices.Concat(start, add, ambient), drop)
 	if in.privileged() {
 		set = in.Host.Capabilities
 	}
-	return capabilitySet(set, in.Host.Capabilities), nil
+	if ambientAll {
+		ambient = set
+	}
+	return capabilitySet(set, ambient, in.Host.Capabilities), nil
 }
 
-// capabilitySet makes the set out of what the daemon can give away of want, in
+// capabilitySet makes the sets out of what the daemon can give away of want, in
 // the order of the kernel.
-func capabilitySet(want, bounding []string) *specs.LinuxCapabilities {
-	set := []string{}
-	for _, c := range cap.Known() {
-		if slices.Contains(want, c) && slices.Contains(bounding, c) {
-			set = append(set, c)
+//
+// A capability can only be ambient when it is inheritable too. Nothing else is,
+// whatever the base says: a program with file capabilities would get more than
+// the container was given.
+func capabilitySet(want, ambient, bounding []string) *specs.LinuxCapabilities {
+	c := &specs.LinuxCapabilities{Bounding: []string{}}
+	for _, name := range cap.Known() {
+		if !slices.Contains(want, name) || !slices.Contains(bounding, name) {
+			continue
+		}
+		c.Bounding = append(c.Bounding, name)
+		if slices.Contains(ambient, name) {
+			c.Ambient = append(c.Ambient, name)
 		}
 	}
-	return &specs.LinuxCapabilities{
-		Bounding:  set,
-		Effective: slices.Clone(set),
-		Permitted: slices.Clone(set),
-	}
+	c.Effective, c.Permitted = slices.Clone(c.Bounding), slices.Clone(c.Bounding)
+	c.Inheritable = slices.Clone(c.Ambient)
+	return c
 }
 
 // capabilityNames normalises names, which come with and without the prefix and

@@ -48,6 +48,9 @@ var unconfined = Profile{Type: cri.SecurityProfile_Unconfined}
 // Seccomp says which seccomp profile a security context asks for. Where Ref
 // names a file, the caller reads it and passes its content on.
 func Seccomp(sc SecurityContext, h Handler, p Policy) (Profile, error) {
+	if sc.GetPrivileged() && p.PrivilegedSeccompProfile != "" {
+		return Profile{Type: cri.SecurityProfile_Localhost, Ref: p.PrivilegedSeccompProfile}, nil
+	}
 	if sc.GetPrivileged() {
 		return unconfined, nil
 	}

@@ -29,6 +29,15 @@ func TestCVE_2022_24769_CVE_2022_29162_CVE_2022_27652_InheritableIsEmpty(t *test
 		if c := s.Process.Capabilities; len(c.Inheritable) != 0 || len(c.Ambient) != 0 {
 			t.Errorf("%s: %+v", name, c)
 		}
+		s = mustContainer(t, func(in *ContainerInput) {
+			if change != nil {
+				change(in)
+			}
+			sec(in).Capabilities.AddAmbientCapabilities = []string{"CHOWN"}
+		})
+		if c := s.Process.Capabilities; !slices.Equal(c.Inheritable, []string{"CAP_CHOWN"}) {
+			t.Errorf("%s with an ambient capability: %+v", name, c)
+		}
 	}
 }
 

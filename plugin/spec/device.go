@@ -51,10 +51,10 @@ func containerDevices(in *ContainerInput, nodes []specs.LinuxDevice, base []spec
 			nodes = putDevice(nodes, deviceNode(d))
 		}
 	}
-	for i, d := range in.Devices {
+	for _, d := range in.Devices {
 		access, err := DevicePermissions(d.Permissions)
 		if err != nil {
-			return nil, nil, fmt.Errorf("config.devices[%d].permissions: %w", i, err)
+			return nil, nil, fmt.Errorf("permissions of device %s: %w", d.HostPath, err)
 		}
 		d.UID, d.GID = deviceOwner(in, d)
 		if !bound(in, d) {

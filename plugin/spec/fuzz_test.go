@@ -35,7 +35,7 @@ func FuzzContainer(f *testing.F) {
 		in.Config.Devices = []*cri.Device{{HostPath: "/dev/fuse", Permissions: "rw"}}
 		in.Config.Annotations = map[string]string{"a": "b"}
 		in.Config.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 5, CpusetCpus: "0", HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB"}}, Unified: map[string]string{"memory.high": "1"}}
-		sec(in).Capabilities = &cri.Capability{AddCapabilities: []string{"ALL"}, DropCapabilities: []string{"KILL"}}
+		sec(in).Capabilities = &cri.Capability{AddCapabilities: []string{"ALL"}, DropCapabilities: []string{"KILL"}, AddAmbientCapabilities: []string{"KILL", "SYS_TIME"}}
 		sec(in).Seccomp = profile(cri.SecurityProfile_Localhost, "/p")
 	})
 	plain := newInput(func(in *ContainerInput) {
@@ -115,7 +115,8 @@ func invariantsOfAll(t *testing.T, s *specs.Spec) {
 		t.Errorf("marshal: %v", err)
 	}
 	c := s.Process.Capabilities
-	if len(c.Inheritable) != 0 || len(c.Ambient) != 0 || slices.Contains(c.Bounding, "CAP_SYS_RESOURCE") {
+	unheld := func(name string) bool { return !slices.Contains(c.Permitted, name) }
+	if !slices.Equal(c.Inheritable, c.Ambient) || slices.ContainsFunc(c.Ambient, unheld) || slices.Contains(c.Bounding, "CAP_SYS_RESOURCE") {
 		t.Errorf("capabilities %+v", c)
 	}
 	if len(s.Process.Args) == 0 || !path.IsAbs(s.Process.Cwd) || s.Root.Path != rootfsDir {

@@ -73,6 +73,13 @@ func containerMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, str
 		}
 		all = append(all, b)
 	}
+	for _, m := range in.NodeMounts {
+		b, err := bindMount(m, in.Handler)
+		if err != nil {
+			return nil, "", fmt.Errorf("default_mounts_file: %w", err)
+		}
+		all = append(all, b)
+	}
 	all = append(all, podFiles(in)...)
 	return ordered(append(all, asked...)), root, nil
 }
@@ -93,11 +100,23 @@ func defaultMounts(in *ContainerInput, base []specs.Mount) []specs.Mount {
 	if in.privileged() {
 		list = sysWritable(list)
 	}
+	if in.keptReadonly() {
+		list = append(list, writableMounts()...)
+	}
 	if in.Systemd {
 		list = append(list, systemdMounts()...)
 	}
 	list = usernsMounts(list, in.Pod, in.Handler.RecursiveReadOnly)
 	return append(list, cgroupMount(in))
+}
+
+// writableMounts are where a program may expect to write although its root
+// filesystem is read-only.
+func writableMounts() (list []specs.Mount) {
+	for _, m := range []struct{ dir, mode string }{{"/run", "mode=755"}, {"/tmp", "mode=1777"}, {"/var/tmp", "mode=1777"}} {
+		list = append(list, specs.Mount{Destination: m.dir, Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "nodev", "rw", m.mode}})
+	}
+	return list
 }
 
 // sysWritable makes the mounts of sysfs writable.
@@ -137,7 +156,7 @@ func cgroupMount(in *ContainerInput) specs.Mount {
 // filesystem: read-only with it.
 func podFiles(in *ContainerInput) (list []specs.Mount) {
 	mode := "rw"
-	if in.security().GetReadonlyRootfs() {
+	if in.readonly() {
 		mode = "ro"
 	}
 	for _, f := range []struct {
@@ -149,6 +168,8 @@ func podFiles(in *ContainerInput) (list []specs.Mount) {
 		{in.Files.ResolvConf, "/etc/resolv.conf", []string{mode}},
 		{in.Files.Passwd, "/etc/passwd", []string{mode}},
 		{in.Files.Group, "/etc/group", []string{mode}},
+		{in.Files.Env, "/run/.containerenv", []string{"ro"}},
+		{in.Files.Timezone, "/etc/localtime", []string{"ro"}},
 		// Said again, as a bind mount with options loses those of its source.
 		{in.Files.Shm, shmDir, []string{"nosuid", "noexec", "nodev", "rw"}},
 	} {

@@ -107,7 +107,7 @@ func pauseProcess(in *PauseInput, base *specs.Process) (*specs.Process, error) {
 	if err := checkMapped(id, podUserns(in.Config)); err != nil {
 		return nil, err
 	}
-	p.Capabilities = capabilitySet(nil, nil)
+	p.Capabilities = capabilitySet(nil, nil, nil)
 	p.NoNewPrivileges = true
 	p.SelinuxLabel = in.Labels.Process
 	if sc.GetPrivileged() || sharesHost(in.Policy, podOptions(in.Config)) && !SELinuxType(in.Config, nil) {

@@ -44,6 +44,9 @@ func containerProcess(in *ContainerInput, base *specs.Process) (*specs.Process, 
 	p.Terminal = in.Config.GetTty()
 	p.ConsoleSize = nil
 	p.User = processUser(in.User)
+	if p.User.Umask, err = umask(in.Pod, in.Handler); err != nil {
+		return nil, err
+	}
 	p.NoNewPrivileges = in.security().GetNoNewPrivs()
 	return &p, nil
 }
@@ -140,6 +143,9 @@ func environment(in *ContainerInput, base []string) ([]string, error) {
 			return nil, fmt.Errorf("config.envs[%d]: key %q is empty or has '=', or there is a NUL byte: %w", i, key, errdefs.ErrInvalidArgument)
 		}
 		e.set(key + "=" + value)
+	}
+	if n := goProcs(in); n > 0 {
+		e.setDefault(fmt.Sprintf("%s=%d", gomaxprocs, n))
 	}
 	home := in.User.Home
 	if home == "" {

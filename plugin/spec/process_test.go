@@ -167,7 +167,49 @@ func TestCapabilities(t *testing.T) {
 	}
 	wantError(t, errdefs.ErrInvalidArgument, `unknown capability "FLY"`, func(in *ContainerInput) { sec(in).Capabilities.AddCapabilities = []string{"FLY"} })
 	wantError(t, errdefs.ErrInvalidArgument, `drop_capabilities: unknown capability ""`, func(in *ContainerInput) { sec(in).Capabilities.DropCapabilities = []string{""} })
-	wantError(t, errdefs.ErrNotImplemented, "add_ambient_capabilities", func(in *ContainerInput) { sec(in).Capabilities.AddAmbientCapabilities = []string{"KILL"} })
+	wantError(t, errdefs.ErrInvalidArgument, `add_ambient_capabilities: unknown capability "FLY"`, func(in *ContainerInput) { sec(in).Capabilities.AddAmbientCapabilities = []string{"FLY"} })
+}
+
+func TestAmbientCapabilities(t *testing.T) {
+	all := testHost().Capabilities
+	with := func(names ...string) []string { return slices.Concat(defaultCapabilities, names) }
+	for name, tc := range map[string]struct {
+		ambient, drop []string
+		edit          func(*ContainerInput)
+		want, set     []string
+	}{
+		"one the container has":    {ambient: []string{"KILL"}, want: []string{"CAP_KILL"}, set: defaultCapabilities},
+		"one it has not":           {ambient: []string{"cap_net_admin"}, want: []string{"CAP_NET_ADMIN"}, set: with("CAP_NET_ADMIN")},
+		"in the kernel's order":    {ambient: []string{"SYS_TIME", "KILL", "KILL"}, want: []string{"CAP_KILL", "CAP_SYS_TIME"}, set: with("CAP_SYS_TIME")},
+		"of none":                  {ambient: []string{"KILL"}, drop: []string{"ALL"}, want: []string{"CAP_KILL"}, set: []string{"CAP_KILL"}},
+		"all":                      {ambient: []string{"ALL"}, drop: []string{"KILL"}, want: without(slices.Clone(defaultCapabilities), []string{"CAP_KILL"}), set: without(slices.Clone(defaultCapabilities), []string{"CAP_KILL"})},
+		"all of none":              {ambient: []string{"ALL"}, drop: []string{"ALL"}},
+		"dropped":                  {ambient: []string{"NET_ADMIN"}, drop: []string{"NET_ADMIN"}, set: defaultCapabilities},
+		"more than the daemon's":   {ambient: []string{"SYS_RESOURCE"}, set: defaultCapabilities},
+		"privileged":               {edit: privileged, set: all},
+		"privileged and asked for": {ambient: []string{"SYS_ADMIN"}, edit: privileged, want: []string{"CAP_SYS_ADMIN"}, set: all},
+		"privileged and dropped":   {ambient: []string{"SYS_ADMIN"}, drop: []string{"SYS_ADMIN"}, edit: privileged, set: all},
+		"privileged beyond daemon": {ambient: []string{"SYS_RESOURCE"}, edit: privileged, set: all},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := mustContainer(t, func(in *ContainerInput) {
+				if tc.edit != nil {
+					tc.edit(in)
+				}
+				sec(in).Capabilities = &cri.Capability{AddAmbientCapabilities: tc.ambient, DropCapabilities: tc.drop}
+			})
+			c := s.Process.Capabilities
+			if !slices.Equal(c.Ambient, tc.want) || !slices.Equal(c.Inheritable, tc.want) {
+				t.Errorf("ambient %v, inheritable %v, want %v", c.Ambient, c.Inheritable, tc.want)
+			}
+			set := slices.Sorted(slices.Values(tc.set))
+			for kind, got := range map[string][]string{"bounding": c.Bounding, "permitted": c.Permitted, "effective": c.Effective} {
+				if !slices.Equal(slices.Sorted(slices.Values(got)), set) {
+					t.Errorf("%s is %v, want %v", kind, got, tc.set)
+				}
+			}
+		})
+	}
 }
 
 func TestStopSignal(t *testing.T) {

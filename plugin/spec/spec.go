@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/config"
 	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -34,6 +35,10 @@ type Handler struct {
 	// PodAnnotations and ContainerAnnotations are patterns, in the syntax of
 	// path.Match, of the annotations that reach the runtime.
 	PodAnnotations, ContainerAnnotations []string
+	// AllowedAnnotations are names of the pod's that have an effect here.
+	AllowedAnnotations []string
+	// Workloads are the node's.
+	Workloads []config.Workload
 	// DefaultAnnotations reach the runtime unless the request has others that
 	// may.
 	DefaultAnnotations map[string]string
@@ -90,7 +95,20 @@ type Policy struct {
 	// SeccompProfile is the file with the node's default profile, "" for the
 	// built-in one.
 	SeccompProfile string
-	Defaults       Defaults
+	// PrivilegedSeccompProfile is the file of privileged containers, "" for
+	// none.
+	PrivilegedSeccompProfile string
+	// ReadOnly makes the root filesystems of unprivileged containers read-only,
+	// with room to write in memory.
+	ReadOnly bool
+	// AllowedDevices are paths of those that pods may ask for by annotation.
+	AllowedDevices []string
+	// MinMappableUID and MinMappableGID are the lowest IDs of the host in user
+	// namespaces of pods that do not run as root.
+	MinMappableUID, MinMappableGID int64
+	// MinGOMAXPROCS is 0 where it is not to be set.
+	MinGOMAXPROCS int64
+	Defaults      Defaults
 }
 
 // Defaults are what the node gives to every container unless something nearer
@@ -132,8 +150,10 @@ func ProcNamespace(pid uint32, kind string) string {
 // mounts nothing.
 type Files struct {
 	Hosts, Hostname, ResolvConf string
-	// Passwd and Group are one container's own.
-	Passwd, Group string
+	// Passwd, Group and Env are one container's own.
+	Passwd, Group, Env string
+	// Timezone is the node's file of a time zone.
+	Timezone string
 	// Shm is the directory that becomes /dev/shm: the pod's tmpfs, or the
 	// host's /dev/shm with host IPC.
 	Shm string
@@ -161,7 +181,10 @@ type ContainerInput struct {
 	// Volumes are mounts nobody asked for by name (image VOLUMEs); a mount in
 	// Mounts with the same destination replaces them.
 	Volumes []facts.Mount
-	// Devices are Config's devices resolved.
+	// NodeMounts are the node's for every container.
+	NodeMounts []facts.Mount
+	// Devices are the node's for every container, those of the pod's annotation
+	// and Config's, resolved.
 	Devices []facts.Device
 	// HostDevices are all of the host's, for a privileged container.
 	HostDevices []facts.Device
@@ -180,6 +203,14 @@ func (in *ContainerInput) security() *cri.LinuxContainerSecurityContext {
 }
 
 func (in *ContainerInput) privileged() bool { return in.security().GetPrivileged() }
+
+// readonly reports whether the root filesystem is.
+func (in *ContainerInput) readonly() bool {
+	return in.security().GetReadonlyRootfs() || in.keptReadonly()
+}
+
+// keptReadonly reports whether it is because the node wants all to be.
+func (in *ContainerInput) keptReadonly() bool { return in.Policy.ReadOnly && !in.privileged() }
 
 // Container returns the specification of a container.
 func Container(in ContainerInput) (*specs.Spec, error) {
@@ -212,7 +243,7 @@ func container(in *ContainerInput) (*specs.Spec, error) {
 		return nil, err
 	}
 	s.Process = process
-	s.Root = &specs.Root{Path: rootfsDir, Readonly: in.security().GetReadonlyRootfs()}
+	s.Root = &specs.Root{Path: rootfsDir, Readonly: in.readonly()}
 	// The host name belongs to the pod's UTS namespace, made before.
 	s.Hostname, s.Domainname = "", ""
 	s.Annotations = containerAnnotations(in, s.Annotations)
@@ -242,6 +273,13 @@ func containerLinux(in *ContainerInput, l *specs.Linux) (*specs.Linux, error) {
 	l.CgroupsPath = CgroupsPath(in.Pod.GetLinux().GetCgroupParent(), in.ID, in.Handler.SystemdCgroup)
 	if l.Resources, err = Resources(in.Config.GetLinux().GetResources(), l.Resources, in.Host.Cgroup, in.Policy); err != nil {
 		return nil, err
+	}
+	workload, err := workloadResources(in)
+	if err != nil {
+		return nil, err
+	}
+	if l.Resources, err = Resources(workload, l.Resources, in.Host.Cgroup, in.Policy); err != nil {
+		return nil, fmt.Errorf("workload: %w", err)
 	}
 	if n := in.Policy.Defaults.PidsLimit; n > 0 && l.Resources.Pids == nil {
 		l.Resources.Pids = &specs.LinuxPids{Limit: new(n)}
