@@ -115,6 +115,17 @@ func TestNET_16_LoopbackGuard(t *testing.T) {
 		t.Fatal(err)
 	}
 	silent(t, pin, "tcp", "127.0.0.1", port)
+	// Only for the guard.
+	if out, err := exec.Command("nft", "flush", "chain", "inet", d.Scope().Table, "guard").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			fmt.Fprint(c, "node to pod")
+			c.Close()
+		}
+	}()
+	answers(t, pin, "tcp", "127.0.0.1", port, "node")
 }
 
 func TestNET_16_Conflict(t *testing.T) {
