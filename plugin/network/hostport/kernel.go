@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/gantry-cri/gantry/plugin/flight"
 	"github.com/google/nftables"
+	nl "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -161,7 +162,11 @@ func (t *Table) apply(ctx context.Context, c change) (map[element]bool, error) {
 		return nil, nil
 	}
 	open := c.open != "" && !slices.Contains(have.opened, c.open) && closed(c.open)
-	l, conn := newLayout(t.name), &nftables.Conn{}
+	l := newLayout(t.name)
+	conn, err := dial()
+	if err != nil {
+		return nil, explain(err)
+	}
 	if have.exists && c.anew {
 		conn.DelTable(l.table)
 	}
@@ -292,6 +297,19 @@ func (l layout) make(conn *nftables.Conn) error {
 	return nil
 }
 
+const (
+	// perMessage is how many elements are in one message: a list's length in
+	// bytes is a number of 16 bits.
+	perMessage = 100
+	// buffer is for all messages of a transaction, as the kernel takes it as one.
+	buffer = 8 << 20
+)
+
+// dial returns a connection for one transaction.
+func dial() (*nftables.Conn, error) {
+	return nftables.New(nftables.WithSockOptions(func(c *nl.Conn) error { return c.SetWriteBuffer(buffer) }))
+}
+
 // bySet sorts elements into the form of the library.
 func (l layout) bySet(elements map[element]bool, owner func(element) string) map[*nftables.Set][]nftables.SetElement {
 	out := map[*nftables.Set][]nftables.SetElement{}
@@ -309,8 +327,10 @@ func (l layout) add(conn *nftables.Conn, pod string, elements map[element]bool) 
 
 func (l layout) addOwned(conn *nftables.Conn, elements map[element]bool, owner func(element) string) error {
 	for s, list := range l.bySet(elements, owner) {
-		if err := conn.SetAddElements(s, list); err != nil {
-			return err
+		for part := range slices.Chunk(list, perMessage) {
+			if err := conn.SetAddElements(s, part); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -318,8 +338,10 @@ func (l layout) addOwned(conn *nftables.Conn, elements map[element]bool, owner f
 
 func (l layout) delete(conn *nftables.Conn, elements map[element]bool) error {
 	for s, list := range l.bySet(elements, func(element) string { return "" }) {
-		if err := conn.SetDeleteElements(s, list); err != nil {
-			return err
+		for part := range slices.Chunk(list, perMessage) {
+			if err := conn.SetDeleteElements(s, part); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -371,7 +393,7 @@ func unsupported(err error) bool {
 
 // explain gives an error of the kernel its class.
 func explain(err error) error {
-	if unsupported(err) {
+	if unsupported(err) || errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("the kernel does not take the rules, it may be built without nftables, its NAT or fib (cni.host_ports has other ways): %w: %w",
 			err, errdefs.ErrFailedPrecondition)
 	}
