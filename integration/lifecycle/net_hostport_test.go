@@ -222,7 +222,12 @@ func TestNET_16_Recovery(t *testing.T) {
 	table := d.Scope().Table
 	gone := strings.Repeat("0123456789abcdef", 4)
 	for what, harm := range map[string]func(){
-		"the table is gone":  func() { nft("delete", "table", "inet", table) },
+		"the table is gone": func() { nft("delete", "table", "inet", table) },
+		"the daemon died before loopback addresses were routed": func() {
+			if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+d.Scope().Bridge+"/route_localnet", []byte("0"), 0); err != nil {
+				t.Fatal(err)
+			}
+		},
 		"the rules are gone": func() { nft("flush", "table", "inet", table) },
 		"a pod that is none has a port": func() {
 			nft("add", "element", "inet", table, "any4", `{ tcp . 1 comment "`+gone+`" : 10.1.2.3 . 80 }`)
@@ -234,6 +239,7 @@ func TestNET_16_Recovery(t *testing.T) {
 			harm()
 			d.Up()
 			answers(t, far.path, "tcp", far.node4, port, "web")
+			answers(t, "", "tcp", "127.0.0.1", port, "web")
 			eventually(t, soon, func() error {
 				if rules := rulesOf(t, d); strings.Contains(rules, gone) || !strings.Contains(rules, p.id) {
 					return fmt.Errorf("rules are %s", rules)

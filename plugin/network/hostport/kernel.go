@@ -158,10 +158,11 @@ func (t *Table) apply(ctx context.Context, c change) (map[element]bool, error) {
 	if len(have.owners)+len(add) == len(remove) {
 		return remove, t.remove(ctx, have)
 	}
-	if len(add)+len(remove) == 0 && !c.anew {
+	// Also when it is noted: an earlier daemon may have died before it did it.
+	open := c.open != "" && closed(c.open)
+	if len(add)+len(remove) == 0 && !c.anew && !open {
 		return nil, nil
 	}
-	open := c.open != "" && !slices.Contains(have.opened, c.open) && closed(c.open)
 	l := newLayout(t.name)
 	conn, err := dial()
 	if err != nil {
@@ -180,7 +181,7 @@ func (t *Table) apply(ctx context.Context, c change) (map[element]bool, error) {
 	} else {
 		err = errors.Join(l.delete(conn, remove), l.add(conn, c.pod, add), l.forgetGone(conn, have.opened))
 	}
-	if open {
+	if open && !slices.Contains(have.opened, c.open) {
 		err = errors.Join(err, l.addOpened(conn, c.open))
 	}
 	if err != nil {
