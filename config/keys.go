@@ -237,6 +237,8 @@ var runtimeKeys = []Key{
 		Doc: "gantry's own. How long a pod that starts waits for a network that is not ready, because its configuration or a plugin is missing or STATUS fails. \"0s\" means not at all."},
 	{Plugin: RuntimePlugin, Path: "cni.status_grace_period", Default: time.Duration(0), own: true,
 		Doc: "gantry's own. How long the network of the node counts as ready after STATUS began to fail, for plugins that are being upgraded."},
+	{Plugin: RuntimePlugin, Path: "cni.host_ports", Default: string(HostPortsAuto), own: true,
+		Doc: "gantry's own. Who makes ports of the node lead to pods that ask for them: \"cni\" for the network's plugins, \"native\" for gantry itself with nftables, \"auto\" for the plugins if one has the capability portMappings and else gantry, or \"off\" for nobody."},
 	{Plugin: RuntimePlugin, Path: "cni.check_on_start", Default: false, own: true,
 		Doc: "gantry's own. After a start of the daemon, ask the plugins (CNI CHECK) whether the network of every pod that runs is as it was made, and log what is not."},
 

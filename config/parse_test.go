@@ -89,6 +89,7 @@ func TestRefused(t *testing.T) {
 		"two untrusted": {rt + "containerd.runtimes.untrusted.runtime_type = 'a'\ncontainerd.untrusted_workload_runtime.runtime_type = 'b'",
 			inRuntime + "containerd.untrusted_workload_runtime", "second definition"},
 		"bad preference": {rt + "cni.ip_pref = 'ipv5'", inRuntime + "cni.ip_pref", "none of"},
+		"bad host ports": {rt + "cni.host_ports = 'iptables'", inRuntime + "cni.host_ports", "none of"},
 		"negative max":   {rt + "cni.max_conf_num = -1", inRuntime + "cni.max_conf_num", "negative"},
 		"bad seccomp":    {rt + "unset_seccomp_profile = 'mine.json'", inRuntime + "unset_seccomp_profile", "none of"},
 		"no sysctl":      {rt + "default_sysctls = ['net.core.somaxconn']", inRuntime + "default_sysctls", "name=value"},
@@ -206,6 +207,7 @@ SnapShotter = "erofs"
 max_container_log_line_size = -1
 drain_exec_sync_io_timeout = "90s"
 cni.ip_pref = "cni"
+cni.host_ports = "native"
 containerd.runtimes.kata.runtime_type = "io.containerd.kata.v2"
 containerd.runtimes.kata.sandboxer = "kuasar"
 containerd.runtimes.kata.options = { hypervisor = "q", deep = { list = [1, 2] } }
@@ -231,6 +233,7 @@ disable_tcp_service = false
 	equal(t, p.runtime.DrainExecSyncIOTimeout, 90*time.Second)
 	equal(t, p.runtime.StatsRetentionPeriod, 2*time.Minute)
 	equal(t, p.runtime.CNI.IPPreference, PreferCNI)
+	equal(t, p.runtime.CNI.HostPorts, HostPortsNative)
 	equal(t, p.runtime.Handlers["kata"].Sandboxer, "kuasar")
 	equal(t, p.runtime.Handlers["kata"].Options, map[string]any{
 		"hypervisor": "q", "deep": map[string]any{"list": []any{int64(1), int64(2)}},

@@ -149,7 +149,19 @@ type CNI struct {
 	ReadyTimeout time.Duration
 	StatusGrace  time.Duration
 	CheckOnStart bool
+	HostPorts    HostPorts
 }
+
+// HostPorts is who makes ports of the node lead to pods.
+type HostPorts string
+
+// The ways of host ports.
+const (
+	HostPortsAuto   HostPorts = "auto"
+	HostPortsCNI    HostPorts = "cni"
+	HostPortsNative HostPorts = "native"
+	HostPortsOff    HostPorts = "off"
+)
 
 // IPPreference is which of a pod's addresses comes first.
 type IPPreference string
@@ -290,6 +302,7 @@ func (w *walker) cni(v values) CNI {
 		ReadyTimeout:        v.duration("ready_timeout", 0),
 		StatusGrace:         v.duration("status_grace_period", 0),
 		CheckOnStart:        v.bool("check_on_start"),
+		HostPorts:           HostPorts(v.str("host_ports")),
 	}
 	for _, dir := range out.BinDirs {
 		w.absolute(dir, "cni", "bin_dirs")
@@ -297,6 +310,11 @@ func (w *walker) cni(v values) CNI {
 	w.absolute(out.ConfDir, "cni", "conf_dir")
 	w.absolute(out.ConfTemplate, "cni", "conf_template")
 	w.notNegative(out.MaxConfNum, "cni", "max_conf_num")
+	switch out.HostPorts {
+	case HostPortsAuto, HostPortsCNI, HostPortsNative, HostPortsOff:
+	default:
+		w.fail([]string{"cni", "host_ports"}, "%q is none of \"auto\", \"cni\", \"native\" and \"off\"", string(out.HostPorts))
+	}
 	switch out.IPPreference {
 	case "":
 		out.IPPreference = PreferIPv4

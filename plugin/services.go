@@ -401,6 +401,9 @@ func (s *services) start(ctx context.Context) error {
 			log.G(ctx).WithError(err).Warn("release network leftovers: will be tried again")
 			s.background.Go("release network leftovers", s.releaseNetworks)
 		}
+		s.background.Go("restore host ports", func(ctx context.Context) {
+			lifecycle.Retry(ctx, "restore host ports", networkRetries, func() error { return s.networks.RestorePorts(ctx, s.runningPods) })
+		})
 		if err := s.streams.sweep(ctx, s.store.Containers); err != nil {
 			log.G(ctx).WithError(err).Warn("release output leftovers")
 		}
@@ -455,6 +458,17 @@ func (s *services) livePods(context.Context) ([]string, error) {
 	ids := slices.Clone(s.damaged)
 	for _, sb := range s.store.Sandboxes.List() {
 		ids = append(ids, sb.ID)
+	}
+	return ids, nil
+}
+
+// runningPods are those that are ready.
+func (s *services) runningPods(context.Context) ([]string, error) {
+	var ids []string
+	for _, sb := range s.store.Sandboxes.List() {
+		if sb.Phase == record.Ready {
+			ids = append(ids, sb.ID)
+		}
 	}
 	return ids, nil
 }
@@ -563,7 +577,7 @@ func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks
 		NetNSDir: network.NetNSDir, ConfDir: c.CNI.ConfDir, BinDirs: c.CNI.BinDirs, MaxConfNum: c.CNI.MaxConfNum,
 		SetupSerially: c.CNI.SetupSerially, IPPref: network.IPPref(c.CNI.IPPreference), ConfTemplate: c.CNI.ConfTemplate,
 		DefaultNetwork: c.CNI.DefaultNetwork, StatusGrace: c.CNI.StatusGrace, ReadyTimeout: c.CNI.ReadyTimeout,
-		CacheDir: network.CacheDir(n.rootDir),
+		CacheDir: network.CacheDir(n.rootDir), HostPorts: network.HostPorts(c.CNI.HostPorts),
 	}
 	if c.NetNSMountsUnderStateDir {
 		cfg.NetNSDir = network.StateNetNSDir(n.stateDir)

@@ -59,12 +59,12 @@ func (in *Instance) writeConfig() error {
 }
 
 // WriteConflist puts a CNI configuration in place of the one there is, with
-// NETWORK, BRIDGE, SUBNET and IPAM replaced by this daemon's. As the daemon
+// NETWORK, BRIDGE, SUBNET, SUBNET6 and IPAM replaced by this daemon's. As the daemon
 // watches the directory, the file appears whole.
 func (in *Instance) WriteConflist(json string) error {
 	scope := in.slot.scope(in.Dir)
 	json = strings.NewReplacer("NETWORK", scope.Network, "BRIDGE", scope.Bridge,
-		"SUBNET", scope.Subnet.String(), "IPAM", scope.IPAM).Replace(json)
+		"SUBNET6", in.slot.subnet6().String(), "SUBNET", scope.Subnet.String(), "IPAM", scope.IPAM).Replace(json)
 	tmp := in.path("conflist.new")
 	if err := os.WriteFile(tmp, []byte(json), 0o644); err != nil {
 		return fmt.Errorf("write CNI configuration: %w", err)

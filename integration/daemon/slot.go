@@ -2,6 +2,8 @@ package daemon
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -48,6 +50,10 @@ func (s slot) subnet() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 213, byte(s.n), 0}), 24)
 }
 
+func (s slot) subnet6() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 0, 0x02, 0x13, 0, byte(s.n)}), 64)
+}
+
 // scope says what belongs to the daemon that lives in dir and has this slot.
 func (s slot) scope(dir string) host.Scope {
 	return host.Scope{
@@ -57,9 +63,16 @@ func (s slot) scope(dir string) host.Scope {
 		Bridge:       s.bridge(),
 		Network:      s.network(),
 		Subnet:       s.subnet(),
+		Table:        table(dir),
 		IPAM:         filepath.Join(dir, "ipam"),
 		Expected:     []string{"containerd", "containerd-shim-gantry-v2"},
 	}
+}
+
+// table is the name that follows from the directory where a daemon keeps networks.
+func table(dir string) string {
+	sum := sha256.Sum256([]byte(filepath.Join(dir, "root", CRIPlugin, "network")))
+	return "gantry-" + hex.EncodeToString(sum[:4])
 }
 
 // marker is the environment variable by which a daemon's processes are known.

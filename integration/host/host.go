@@ -38,6 +38,8 @@ type Scope struct {
 	Bridge  string
 	Network string
 	Subnet  netip.Prefix
+	// Table is the table of nftables, of family inet, with its host ports.
+	Table string
 	// IPAM is the data directory of host-local.
 	IPAM string
 	// Expected lists executables that may run without being a leak: the daemon
@@ -152,6 +154,7 @@ func (s Scope) Purge(ctx context.Context) error {
 		s.unmountAll(),
 		s.removeCgroups(ctx),
 		s.removeLinks(),
+		s.removeTable(ctx),
 		s.removeFiles(),
 	)
 }

@@ -81,8 +81,8 @@ func (s Scope) removeLinks() error {
 // counters change by themselves.
 var counters = regexp.MustCompile(`counter packets \d+ bytes \d+ ?|\[\d+:\d+\] ?| # handle \d+`)
 
-// rules lists the firewall rules that name the scope's bridge, network or an
-// address of its subnet, whichever tool wrote them.
+// rules lists the firewall rules that name the scope's bridge, network, table or
+// an address of its subnet, whichever tool wrote them.
 func (s Scope) rules(ctx context.Context) ([]string, error) {
 	var found []string
 	for _, tool := range [][]string{
@@ -106,6 +106,17 @@ func (s Scope) rules(ctx context.Context) ([]string, error) {
 	return found, nil
 }
 
+// removeTable removes the scope's table of nftables if there is one.
+func (s Scope) removeTable(ctx context.Context) error {
+	if s.Table == "" || !inUse("nft") || exec.CommandContext(ctx, "nft", "list", "table", "inet", s.Table).Run() != nil {
+		return nil
+	}
+	if out, err := exec.CommandContext(ctx, "nft", "delete", "table", "inet", s.Table).CombinedOutput(); err != nil {
+		return fmt.Errorf("remove table %s: %w: %s", s.Table, err, out)
+	}
+	return nil
+}
+
 // inUse says whether a tool can have rules to show: it is there, and for the
 // old ones the kernel has tables of that kind.
 func inUse(tool string) bool {
@@ -127,7 +138,7 @@ var addressLike = regexp.MustCompile(`[0-9a-fA-F:.]*[.:][0-9a-fA-F:.]+`)
 
 // named reports whether a rule speaks of this scope and of nothing wider.
 func (s Scope) named(rule string) bool {
-	for _, name := range []string{s.Bridge, s.Network} {
+	for _, name := range []string{s.Bridge, s.Network, s.Table} {
 		if name != "" && regexp.MustCompile(`(^|[^\w-])`+regexp.QuoteMeta(name)+`($|[^\w-])`).MatchString(rule) {
 			return true
 		}

@@ -3,7 +3,9 @@ package network
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -47,9 +49,12 @@ func (n *Networks) attach(ctx context.Context, a Attachment, netns string) (reco
 	if old, err := n.saved.read(a.ID); err != nil {
 		return record.Network{}, err
 	} else if old != nil {
-		if err := n.undo(ctx, old); err != nil {
+		if err := errors.Join(n.ports.Unmap(ctx, a.ID), n.undo(ctx, old)); err != nil {
 			return record.Network{}, fmt.Errorf("undo an earlier attempt: %w", err)
 		}
+	}
+	if err := n.claim(s); err != nil {
+		return record.Network{}, err
 	}
 	if err := n.saved.write(s); err != nil {
 		return record.Network{}, err
@@ -58,7 +63,11 @@ func (n *Networks) attach(ctx context.Context, a Attachment, netns string) (reco
 	if err != nil {
 		return record.Network{}, err
 	}
-	return n.summary(s, results[0])
+	net, result, err := n.summary(s, results[0])
+	if err == nil {
+		err = n.mapPorts(ctx, s, result)
+	}
+	return net, err
 }
 
 // plan decides what ADD is asked; it changes nothing.
@@ -85,6 +94,9 @@ func (n *Networks) plan(a Attachment, netns string) (*saved, error) {
 		return nil, err
 	}
 	s := &saved{ID: a.ID, NetNS: netns, Args: args, Caps: caps}
+	if s.HostPorts, err = n.takePorts(caps, nets); err != nil {
+		return nil, err
+	}
 	for _, net := range nets {
 		frozen, err := freeze(net.ifName, net.conf)
 		if err != nil {
@@ -119,20 +131,20 @@ func (n *Networks) addAll(ctx context.Context, s *saved) ([]types.Result, error)
 }
 
 // summary makes the record's value of the default network's result.
-func (n *Networks) summary(s *saved, result types.Result) (record.Network, error) {
+func (n *Networks) summary(s *saved, result types.Result) (record.Network, *types100.Result, error) {
 	r, err := types100.NewResultFromResult(result)
 	if err != nil {
-		return record.Network{}, fmt.Errorf("read result: %w: %w", err, errdefs.ErrInternal)
+		return record.Network{}, nil, fmt.Errorf("read result: %w: %w", err, errdefs.ErrInternal)
 	}
 	ips := orderIPs(addresses(r, s.Networks[0].IfName), n.conf.IPPref)
 	if len(ips) == 0 {
-		return record.Network{}, fmt.Errorf("the plugins gave %s no address: %w", s.Networks[0].IfName, errdefs.ErrFailedPrecondition)
+		return record.Network{}, nil, fmt.Errorf("the plugins gave %s no address: %w", s.Networks[0].IfName, errdefs.ErrFailedPrecondition)
 	}
 	data, err := json.Marshal(r)
 	if err != nil {
-		return record.Network{}, fmt.Errorf("write result: %w: %w", err, errdefs.ErrInternal)
+		return record.Network{}, nil, fmt.Errorf("write result: %w: %w", err, errdefs.ErrInternal)
 	}
-	return record.Network{NetNS: s.NetNS, IPs: ips, Result: data}, nil
+	return record.Network{NetNS: s.NetNS, IPs: ips, Result: data}, r, nil
 }
 
 // addresses returns the addresses of the pod's interface. An address that is
@@ -147,14 +159,19 @@ func addresses(r *types100.Result, ifName string) []ipAddr {
 		if i := ip.Interface; i != nil && *i >= 0 && *i < len(r.Interfaces) && r.Interfaces[*i].Name != ifName {
 			continue
 		}
-		ips = append(ips, ipAddr{text: ip.Address.IP.String(), v4: ip.Address.IP.To4() != nil})
+		a := ipAddr{text: ip.Address.IP.String(), v4: ip.Address.IP.To4() != nil}
+		addr, _ := netip.AddrFromSlice(ip.Address.IP) // as long as an address is, or an error of its own before
+		bits, _ := ip.Address.Mask.Size()
+		a.prefix = netip.PrefixFrom(addr.Unmap(), bits)
+		ips = append(ips, a)
 	}
 	return ips
 }
 
 type ipAddr struct {
-	text string
-	v4   bool
+	text   string
+	v4     bool
+	prefix netip.Prefix // the address in its network
 }
 
 // orderIPs puts the first address of the preferred family in front and leaves

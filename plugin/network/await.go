@@ -13,9 +13,20 @@ const awaitPoll = 100 * time.Millisecond
 // Await returns when the pod can be attached, or when it has waited for the
 // ReadyTimeout of the Config: Attach then tells what is missing. Nothing has
 // been done for the pod yet, so there is nothing to give back. The error is
-// that of ctx, with what was waited for.
+// that of ctx, with what was waited for, or says which of the node's ports the
+// pod cannot have.
 func (n *Networks) Await(ctx context.Context, a Attachment) error {
-	if hostNetwork(a.Pod) || n.conf.ReadyTimeout <= 0 {
+	if hostNetwork(a.Pod) {
+		return nil
+	}
+	if err := n.await(ctx, a); err != nil {
+		return err
+	}
+	return n.admitPorts(a)
+}
+
+func (n *Networks) await(ctx context.Context, a Attachment) error {
+	if n.conf.ReadyTimeout <= 0 {
 		return nil
 	}
 	missing := n.missing(a)

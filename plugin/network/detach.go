@@ -40,6 +40,10 @@ func (n *Networks) detach(ctx context.Context, a Attachment) error {
 		return err
 	}
 	defer leave()
+	// Before the addresses, which are another pod's once they are free.
+	if err := n.ports.Unmap(ctx, a.ID); err != nil {
+		return err
+	}
 	s, err := n.recall(a.ID)
 	if err != nil {
 		return err
@@ -58,7 +62,11 @@ func (n *Networks) detach(ctx context.Context, a Attachment) error {
 	if err := removeNS(ctx, n.NSPath(a.ID)); err != nil {
 		return err
 	}
-	return n.saved.remove(a.ID)
+	if err := n.saved.remove(a.ID); err != nil {
+		return err
+	}
+	n.claims.Drop(a.ID)
+	return nil
 }
 
 // undo runs DEL for every network of the pod, the last first, also when one
@@ -111,8 +119,12 @@ func (n *Networks) undoUnknown(ctx context.Context, a Attachment) error {
 }
 
 // leftovers lists every pod of which something is kept here.
-func (n *Networks) leftovers() ([]string, error) {
+func (n *Networks) leftovers(ctx context.Context) ([]string, error) {
 	ids, err := n.List()
+	if err != nil {
+		return nil, err
+	}
+	mapped, err := n.ports.Pods(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +136,7 @@ func (n *Networks) leftovers() ([]string, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("list cached attachments: %w", err)
 	}
-	ids = append(ids, savedIDs...)
+	ids = append(append(ids, mapped...), savedIDs...)
 	for _, c := range cached {
 		if checkID(c.ContainerID) == nil {
 			ids = append(ids, c.ContainerID)

@@ -31,7 +31,7 @@ func (n *Networks) GC(ctx context.Context, live Live) error {
 }
 
 func (n *Networks) gc(ctx context.Context, live Live) error {
-	ids, err := n.leftovers()
+	ids, err := n.leftovers(ctx)
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (n *Networks) sweep(ctx context.Context, alive []string) error {
 		return err
 	}
 	defer open()
-	valid, err := n.validAttachments(alive, nets)
+	valid, err := n.validAttachments(ctx, alive, nets)
 	if err != nil {
 		return err
 	}
@@ -106,8 +106,8 @@ func (n *Networks) sweep(ctx context.Context, alive []string) error {
 // validAttachments lists what plugins must not collect: all that is saved,
 // which includes pods attached since alive was listed and leftovers whose DEL
 // failed, and for pods of which nothing is saved every interface they may have.
-func (n *Networks) validAttachments(alive []string, nets []attached) ([]types.GCAttachment, error) {
-	known, err := n.leftovers()
+func (n *Networks) validAttachments(ctx context.Context, alive []string, nets []attached) ([]types.GCAttachment, error) {
+	known, err := n.leftovers(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,13 @@ func AttachmentsDir(cache string) string { return filepath.Join(cache, "attachme
 // NetNSPrefix opens the names of the network namespaces that belong to a cache
 // directory; the ID of the pod follows. Those of another daemon on the machine
 // have another prefix.
-func NetNSPrefix(cache string) string {
+func NetNSPrefix(cache string) string { return ownName(cache) + "-" }
+
+// HostPortTable is the name of the table of nftables, of family inet, with the
+// ports of the node that are the pods' of a cache directory.
+func HostPortTable(cache string) string { return ownName(cache) }
+
+func ownName(cache string) string {
 	sum := sha256.Sum256([]byte(filepath.Clean(cache)))
-	return "gantry-" + hex.EncodeToString(sum[:4]) + "-"
+	return "gantry-" + hex.EncodeToString(sum[:4])
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gantry-cri/gantry/plugin/network"
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -261,12 +262,37 @@ func (h *host) held() []string {
 	for _, m := range h.mounts() {
 		held = append(held, "mount "+m)
 	}
+	held = append(held, hostPorts(h.t)...)
 	for line := range strings.Lines(hostRules(h.t)) {
 		if strings.Contains(line, `id: \"`) { // the plugins' mark of a pod's rule
 			held = append(held, "rule "+line)
 		}
 	}
 	return held
+}
+
+// hostPorts lists our tables, and whose elements are in them.
+func hostPorts(t *testing.T) (found []string) {
+	t.Helper()
+	conn := &nftables.Conn{}
+	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
+	mustDo(t, err)
+	for _, table := range tables {
+		if !strings.HasPrefix(table.Name, "gantry-") {
+			continue
+		}
+		found = append(found, "table "+table.Name)
+		sets, err := conn.GetSets(table)
+		mustDo(t, err)
+		for _, set := range sets {
+			elements, err := conn.GetSetElements(set)
+			mustDo(t, err)
+			for _, e := range elements {
+				found = append(found, fmt.Sprintf("element of %s in %s", e.Comment, set.Name))
+			}
+		}
+	}
+	return found
 }
 
 // mounts lists what is mounted below the test's directory.

@@ -1,5 +1,6 @@
 // Package network owns the pods' networks: a named network namespace per pod,
-// and its attachments made by CNI plugins.
+// its attachments made by CNI plugins, and the ports of the node that lead to it
+// where no plugin makes them (package hostport).
 //
 // What it relies on is on disk or in the kernel, never in memory alone: the
 // namespace is pinned under a name computed from the pod's ID, and what ADD is
@@ -25,6 +26,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/utils"
+	"github.com/gantry-cri/gantry/plugin/network/hostport"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -38,6 +40,21 @@ const (
 	PreferIPv6 IPPref = "ipv6"
 	// PreferCNI keeps the order in which the plugins report.
 	PreferCNI IPPref = "cni"
+)
+
+// HostPorts says who makes the node's ports lead to pods.
+type HostPorts string
+
+const (
+	// HostPortsAuto leaves it to a plugin of the pod's networks that has the
+	// capability for it, and does it here where there is none.
+	HostPortsAuto HostPorts = "auto"
+	// HostPortsCNI leaves it to the plugins, whether one can or not.
+	HostPortsCNI HostPorts = "cni"
+	// HostPortsNative does it here and asks no plugin to.
+	HostPortsNative HostPorts = "native"
+	// HostPortsOff neither does it nor asks a plugin to.
+	HostPortsOff HostPorts = "off"
 )
 
 // Config is what New needs. Directories are absolute; a zero time stands for
@@ -60,6 +77,8 @@ type Config struct {
 	SetupSerially bool
 	// IPPref orders a pod's addresses; empty is PreferIPv4.
 	IPPref IPPref
+	// HostPorts is who maps ports of the node; empty is HostPortsAuto.
+	HostPorts HostPorts
 	// CacheDir is where attachments and results are kept. It should survive a
 	// reboot as the plugins' own address books do: what it forgets cannot be
 	// given back when the configuration changed meanwhile. It also tells the
@@ -104,6 +123,9 @@ type Networks struct {
 	kick   chan struct{} // asks Run to look at the configuration now
 
 	orphans orphans
+
+	ports  *hostport.Table
+	claims hostport.Claims
 }
 
 // Attachment names a pod and what its network is made from. Detach needs the
@@ -159,6 +181,10 @@ func New(c Config) (*Networks, error) {
 		kick:   make(chan struct{}, 1),
 		// They are ended by who needs their pods.
 		orphans: orphans,
+		ports:   hostport.New(HostPortTable(c.CacheDir)),
+	}
+	if err := n.recallClaims(); err != nil {
+		return nil, fmt.Errorf("configure network: %w", err)
 	}
 	n.ready.Store(n.look(nil))
 	return n, nil
@@ -183,6 +209,13 @@ func (c *Config) complete() error {
 	case PreferIPv4, PreferIPv6, PreferCNI:
 	default:
 		return fmt.Errorf("ip preference %q is none of ipv4, ipv6, cni: %w", c.IPPref, errdefs.ErrInvalidArgument)
+	}
+	switch c.HostPorts {
+	case "":
+		c.HostPorts = HostPortsAuto
+	case HostPortsAuto, HostPortsCNI, HostPortsNative, HostPortsOff:
+	default:
+		return fmt.Errorf("host ports %q is none of auto, cni, native, off: %w", c.HostPorts, errdefs.ErrInvalidArgument)
 	}
 	if c.MaxConfNum < 0 {
 		return fmt.Errorf("max conf num %d is negative: %w", c.MaxConfNum, errdefs.ErrInvalidArgument)

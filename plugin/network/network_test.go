@@ -29,6 +29,7 @@ import (
 func TestSuite(t *testing.T) {
 	networktest.Suite(t, func(t *testing.T) networktest.World {
 		h := newHost(t)
+		h.conf.HostPorts = network.HostPortsNative
 		conf := h.bridgeConf()
 		h.write("10-test.conflist", conf)
 		return networktest.World{

@@ -12,7 +12,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Annotations and capabilities that CNI plugins know.
+// Annotations, capabilities and arguments that CNI plugins know.
 const (
 	annotationIngress = "kubernetes.io/ingress-bandwidth"
 	annotationEgress  = "kubernetes.io/egress-bandwidth"
@@ -22,6 +22,9 @@ const (
 	capDNS            = "dns"
 	capCgroupPath     = "cgroupPath"
 	capPodAnnotations = "io.kubernetes.cri.pod-annotations"
+
+	argPodNamespace = "K8S_POD_NAMESPACE"
+	argPodName      = "K8S_POD_NAME"
 )
 
 type portMapping struct {
@@ -48,8 +51,8 @@ type dns struct {
 func arguments(id string, m *cri.PodSandboxMetadata) ([][2]string, error) {
 	args := [][2]string{
 		{"IgnoreUnknown", "1"},
-		{"K8S_POD_NAMESPACE", m.GetNamespace()},
-		{"K8S_POD_NAME", m.GetName()},
+		{argPodNamespace, m.GetNamespace()},
+		{argPodName, m.GetName()},
 		{"K8S_POD_INFRA_CONTAINER_ID", id},
 		{"K8S_POD_UID", m.GetUid()},
 	}

@@ -21,6 +21,8 @@ type saved struct {
 	Args     [][2]string    `json:"args"`
 	Caps     map[string]any `json:"capabilities,omitempty"`
 	Networks []savedNetwork `json:"networks"`
+	// HostPorts are those that no plugin maps.
+	HostPorts []portMapping `json:"hostPorts,omitempty"`
 }
 
 // savedNetwork is one network of a pod with its whole configuration: DEL must

@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/gantry-cri/gantry/plugin/network/networktest"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/sandbox"
 )
@@ -40,6 +41,7 @@ func TestRunEveryFault(t *testing.T) {
 var podKinds = map[string]func() sandbox.Request{
 	"pod":    func() sandbox.Request { return pod("a") },
 	"userns": func() sandbox.Request { return withUserNS(pod("a")) },
+	"port":   func() sandbox.Request { return withHostPort(pod("a")) },
 }
 
 func effectsOfRun(t *testing.T, request func() sandbox.Request) (names []string) {
@@ -110,6 +112,72 @@ func strikeRun(t *testing.T, request func() sandbox.Request, at int, fault strin
 	list := d.List()
 	if len(list) != 1 || list[0].ID != id || list[0].Phase != record.Ready || len(list[0].Network.IPs) == 0 {
 		t.Fatalf("after the retry: %+v", list)
+	}
+	if err := d.Remove(context.Background(), id); err != nil {
+		t.Fatalf("remove: %v", err)
+	}
+	d.clean()
+}
+
+// The same inside of the network, whose parts a run sees as one: the namespace,
+// the record of what is asked, the plugins, the ports of the node.
+func TestRunEveryNetworkFault(t *testing.T) {
+	effects := networkEffects(t)
+	if !slices.Contains(effects, networktest.EffectMap) || !slices.Contains(effects, networktest.EffectUnmap) {
+		t.Fatalf("a pod with a port of the node has effects %v", effects)
+	}
+	for i, name := range effects {
+		for _, after := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d %s after %t", i, name, after), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { strikeNetwork(t, i+1, after) })
+			})
+		}
+	}
+}
+
+// networkEffects are those of a life of a pod with a port of the node.
+func networkEffects(t *testing.T) (names []string) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.net.Hook(func(_ context.Context, effect, _ string) error {
+			names = append(names, effect)
+			return nil
+		})
+		d := w.start()
+		id, err := d.Run(context.Background(), withHostPort(pod("a")))
+		if err == nil {
+			err = d.Remove(context.Background(), id)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	return names
+}
+
+func strikeNetwork(t *testing.T, at int, after bool) {
+	w := newWorld(t)
+	d := w.start()
+	if after {
+		w.net.FailAfter(at, errStruck)
+	} else {
+		w.net.FailAt(at, errStruck)
+	}
+	id, err := d.Run(context.Background(), withHostPort(pod("a")))
+	if err == nil {
+		err = d.Remove(context.Background(), id)
+	}
+	if !errors.Is(err, errStruck) {
+		t.Fatalf("got %s %v, want the fault", id, err)
+	}
+	time.Sleep(time.Hour) // of the bubble: all that goes on in the background is done
+	if err := d.Remove(context.Background(), id); err != nil {
+		t.Fatalf("remove: %v", err)
+	}
+	d.clean()
+	// The port is free for another pod.
+	if id, err = d.Run(context.Background(), withHostPort(pod("b"))); err != nil {
+		t.Fatalf("the next pod: %v", err)
 	}
 	if err := d.Remove(context.Background(), id); err != nil {
 		t.Fatalf("remove: %v", err)

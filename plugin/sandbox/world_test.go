@@ -380,6 +380,12 @@ func withUserNS(r sandbox.Request) sandbox.Request {
 	return r
 }
 
+// withHostPort gives the pod a port of the node.
+func withHostPort(r sandbox.Request) sandbox.Request {
+	r.Config.PortMappings = []*cri.PortMapping{{ContainerPort: 80, HostPort: 8080}}
+	return r
+}
+
 // clean fails the test unless neither things nor records are left.
 func (d *daemon) clean() {
 	d.w.t.Helper()

@@ -11,14 +11,19 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/gantry-cri/gantry/plugin/network"
+	"github.com/gantry-cri/gantry/plugin/network/hostport"
 	"github.com/gantry-cri/gantry/plugin/record"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// Effects of a Fake, in the order in which a pod meets them.
+// Effects of a Fake, in the order in which a pod meets them. Those of host ports
+// are had by pods that ask for some.
 const (
 	EffectCreateNS = "create netns"
 	EffectSave     = "save attachment"
 	EffectAdd      = "add"
+	EffectMap      = "map host ports"
+	EffectUnmap    = "unmap host ports"
 	EffectDel      = "del"
 	EffectRemoveNS = "remove netns"
 )
@@ -30,7 +35,9 @@ type Fake struct {
 	netns   map[string]string     // path by pod
 	saved   map[string]bool       // pods whose attachment was begun
 	ips     map[string]netip.Addr // by pod
-	last    netip.Addr            // given
+	mapped  map[string]int        // ports by pod
+	claims  hostport.Claims
+	last    netip.Addr // given
 	effects int
 	faults  []fault
 	hook    func(ctx context.Context, effect, id string) error
@@ -46,7 +53,7 @@ type fault struct {
 // NewFake returns a network without pods that is ready.
 func NewFake() *Fake {
 	return &Fake{
-		netns: map[string]string{}, saved: map[string]bool{}, ips: map[string]netip.Addr{},
+		netns: map[string]string{}, saved: map[string]bool{}, ips: map[string]netip.Addr{}, mapped: map[string]int{},
 		last: netip.MustParseAddr("10.88.0.1"),
 	}
 }
@@ -87,8 +94,8 @@ func (f *Fake) SetReady(err error) {
 	f.unready = err
 }
 
-// Held lists what is allocated, sorted: "netns ID", "attachment ID" and
-// "address ID IP".
+// Held lists what is allocated, sorted: "netns ID", "attachment ID",
+// "address ID IP" and "host ports ID".
 func (f *Fake) Held() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -101,6 +108,9 @@ func (f *Fake) Held() []string {
 	}
 	for id, ip := range f.ips {
 		held = append(held, fmt.Sprintf("address %s %s", id, ip))
+	}
+	for id := range f.mapped {
+		held = append(held, "host ports "+id)
 	}
 	slices.Sort(held)
 	return held
@@ -189,9 +199,13 @@ func (f *Fake) attach(ctx context.Context, a network.Attachment, netns string) (
 		return record.Network{}, fmt.Errorf("no network namespace: %w", errdefs.ErrInvalidArgument)
 	}
 	if f.begun(a.ID) {
-		if err := f.effect(ctx, EffectDel, a.ID, func() { delete(f.ips, a.ID) }); err != nil {
+		if err := f.undo(ctx, a.ID); err != nil {
 			return record.Network{}, err
 		}
+	}
+	ports := hostPorts(a.Pod)
+	if err := f.claims.Take(a.ID, a.Pod.GetMetadata().GetName(), ports); err != nil {
+		return record.Network{}, err
 	}
 	if err := f.effect(ctx, EffectSave, a.ID, func() { f.saved[a.ID] = true }); err != nil {
 		return record.Network{}, err
@@ -204,6 +218,11 @@ func (f *Fake) attach(ctx context.Context, a network.Attachment, netns string) (
 	})
 	if err != nil {
 		return record.Network{}, err
+	}
+	if len(ports) > 0 {
+		if err := f.effect(ctx, EffectMap, a.ID, func() { f.mapped[a.ID] = len(ports) }); err != nil {
+			return record.Network{}, err
+		}
 	}
 	result := fmt.Sprintf(`{"cniVersion":"1.1.0","ips":[{"address":"%s/16"}],"dns":{}}`, ip)
 	return record.Network{NetNS: netns, IPs: []string{ip.String()}, Result: []byte(result)}, nil
@@ -225,17 +244,46 @@ func (f *Fake) detach(ctx context.Context, id string) error {
 		return err
 	}
 	if f.begun(id) {
-		if err := f.effect(ctx, EffectDel, id, func() { delete(f.ips, id) }); err != nil {
+		if err := f.undo(ctx, id); err != nil {
 			return err
 		}
 	}
 	if f.has(id) || f.begun(id) {
-		return f.effect(ctx, EffectRemoveNS, id, func() {
+		if err := f.effect(ctx, EffectRemoveNS, id, func() {
 			delete(f.netns, id)
 			delete(f.saved, id)
-		})
+		}); err != nil {
+			return err
+		}
 	}
+	f.claims.Drop(id)
 	return nil
+}
+
+// undo takes the ports before the address.
+func (f *Fake) undo(ctx context.Context, id string) error {
+	if f.isMapped(id) {
+		if err := f.effect(ctx, EffectUnmap, id, func() { delete(f.mapped, id) }); err != nil {
+			return err
+		}
+	}
+	return f.effect(ctx, EffectDel, id, func() { delete(f.ips, id) })
+}
+
+func (f *Fake) isMapped(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.mapped[id] > 0
+}
+
+// hostPorts are the ports of the node that a pod asks for, on every address.
+func hostPorts(pod *cri.PodSandboxConfig) (ports []hostport.Mapping) {
+	for _, p := range pod.GetPortMappings() {
+		if p.GetHostPort() > 0 {
+			ports = append(ports, hostport.Mapping{HostPort: uint16(p.GetHostPort()), Protocol: hostport.TCP, PodPort: uint16(p.GetContainerPort())})
+		}
+	}
+	return ports
 }
 
 func (f *Fake) begun(id string) bool {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/gantry-cri/gantry/plugin/network"
+	"github.com/gantry-cri/gantry/plugin/network/hostport"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"golang.org/x/sync/errgroup"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -88,6 +89,8 @@ func Suite(t *testing.T, factory func(*testing.T) World) {
 		{"no configuration", noConfiguration},
 		{"pods side by side", sideBySide},
 		{"host network", hostNetwork},
+		{"host ports are one pod's", hostPortsAreOnePods},
+		{"host ports go with a failed pod", hostPortsOfFailed},
 		{"bad input", badInput},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -299,6 +302,47 @@ func hostNetwork(t *testing.T, w World) {
 		t.Errorf("attach: %+v, want nothing", n)
 	}
 	must(t, w.Network.Detach(t.Context(), a))
+}
+
+// published is a pod with a port of the node.
+func published(id string, port int32) network.Attachment {
+	a := Pod(id)
+	a.Pod.PortMappings = []*cri.PortMapping{{ContainerPort: 80, HostPort: port}}
+	return a
+}
+
+func hostPortsAreOnePods(t *testing.T, w World) {
+	ctx := t.Context()
+	attachAs := func(n Network, a network.Attachment) error {
+		_, err := n.Attach(ctx, a, create(t, n, a.ID))
+		return err
+	}
+	must(t, attachAs(w.Network, published("a1", 18080)))
+	must(t, attachAs(w.Network, published("a2", 18081)))
+	n := w.Reopen() // the next daemon knows whose they are
+	err := attachAs(n, published("a3", 18080))
+	var taken *hostport.Conflict
+	if !errors.As(err, &taken) || taken.ID != "a1" || !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "pod-a1") || !strings.Contains(err.Error(), "18080") {
+		t.Errorf("attach with a port of another: %v", err)
+	}
+	detach(t, n, "a1")
+	must(t, attachAs(n, published("a3", 18080)))
+	detach(t, n, "a3", "a2")
+}
+
+func hostPortsOfFailed(t *testing.T, w World) {
+	w.Break(AddFails)
+	a := published("a1", 18080)
+	ns := create(t, w.Network, a.ID)
+	if _, err := w.Network.Attach(t.Context(), a, ns); err == nil {
+		t.Error("attach: no error")
+	}
+	w.Break(NoFault)
+	detach(t, w.Network, "a1")
+	b := published("b1", 18080)
+	_, err := w.Network.Attach(t.Context(), b, create(t, w.Network, b.ID))
+	must(t, err)
+	must(t, w.Reopen().GC(t.Context(), live()))
 }
 
 func badInput(t *testing.T, w World) {

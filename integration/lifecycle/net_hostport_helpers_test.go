@@ -1,0 +1,301 @@
+package lifecycle
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/integration/daemon"
+)
+
+// dualBridge is a network of both families without a plugin for host ports.
+var dualBridge = daemon.Conflist(conflist("1.1.0", strings.NewReplacer(
+	`[{"subnet": "SUBNET"}]`, `[{"subnet": "SUBNET"}], [{"subnet": "SUBNET6"}]`,
+	`{"dst": "0.0.0.0/0"}`, `{"dst": "0.0.0.0/0"}, {"dst": "::/0"}`,
+).Replace(bridged)))
+
+// withoutPortmap leaves the daemon the two plugins that dualBridge needs.
+var withoutPortmap = daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+	cni := c["plugins"].(daemon.Config)[daemon.RuntimePlugin].(daemon.Config)["cni"].(daemon.Config)
+	dir := filepath.Join(in.Dir, "two")
+	must(os.Mkdir(dir, 0o755))
+	for _, bin := range cni["bin_dirs"].([]string) {
+		for _, name := range []string{"bridge", "host-local"} {
+			if _, err := os.Stat(filepath.Join(bin, name)); err == nil {
+				must(os.Symlink(filepath.Join(bin, name), filepath.Join(dir, name)))
+			}
+		}
+	}
+	cni["bin_dirs"] = []string{dir}
+})
+
+func hostPorts(way string) daemon.Option {
+	return daemon.Set(way, "plugins", daemon.RuntimePlugin, "cni", "host_ports")
+}
+
+func published(ports ...*cri.PortMapping) func(*cri.PodSandboxConfig) {
+	return func(c *cri.PodSandboxConfig) { c.PortMappings = ports }
+}
+
+// rulesOf is the daemon's table of host ports, empty if it has none.
+func rulesOf(t *testing.T, d *daemon.Daemon) string {
+	t.Helper()
+	all, err := exec.Command("nft", "list", "ruleset").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(all), "table inet "+d.Scope().Table+" {")
+	if !found {
+		return ""
+	}
+	table, _, _ := strings.Cut(rest, "\n}")
+	return table
+}
+
+// farHost is a network namespace that stands for another machine, behind a link
+// of its own to the node.
+type farHost struct {
+	path         string
+	node4, node6 string // the node's addresses on the link
+	client4      string
+}
+
+// newFarHost makes one whose default route is the node.
+func newFarHost(t *testing.T, d *daemon.Daemon) farHost {
+	t.Helper()
+	n := d.Scope().Subnet.Addr().As4()[2]
+	o := farHost{
+		node4: fmt.Sprintf("10.214.%d.1", n), client4: fmt.Sprintf("10.214.%d.2", n),
+		node6: fmt.Sprintf("fd00:214:%x::1", n),
+	}
+	ns := newNetns(t)
+	o.path = fmt.Sprintf("/proc/self/fd/%d", ns.Fd())
+	name := fmt.Sprintf("gout%d", n)
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns.Fd()))}
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.LinkDel(link); err != nil {
+			t.Error(err)
+		}
+	})
+	address := func(name string, addresses ...string) error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		for _, a := range addresses {
+			parsed, err := netlink.ParseAddr(a)
+			if err != nil {
+				return err
+			}
+			parsed.Flags = unix.IFA_F_NODAD
+			if err := netlink.AddrAdd(l, parsed); err != nil {
+				return err
+			}
+		}
+		return netlink.LinkSetUp(l)
+	}
+	err := errors.Join(address(name, o.node4+"/24", o.node6+"/64"), inNetns(o.path, func() error {
+		if err := address("eth0", o.client4+"/24", fmt.Sprintf("fd00:214:%x::2/64", n)); err != nil {
+			return err
+		}
+		return errors.Join(netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(o.node4)}), netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(o.node6)}))
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// newNetns makes a network namespace that lasts as long as its file is open.
+func newNetns(t *testing.T) *os.File {
+	t.Helper()
+	type result struct {
+		f   *os.File
+		err error
+	}
+	made := make(chan result)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		var f *os.File
+		if err == nil {
+			f, err = os.Open("/proc/thread-self/ns/net")
+		}
+		made <- result{f, err}
+	}()
+	r := <-made
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	t.Cleanup(func() { r.f.Close() })
+	return r.f
+}
+
+// answering has the network namespace of a pod answer, on every address, with a
+// name and the address of whoever asks.
+func answering(t *testing.T, netns, network, name string, port int) {
+	t.Helper()
+	if network == "udp" {
+		answeringUDP(t, netns, name, port)
+		return
+	}
+	var l net.Listener
+	if err := inNetns(netns, func() (err error) { l, err = net.Listen("tcp", fmt.Sprintf(":%d", port)); return err }); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return // closed
+			}
+			_, _ = fmt.Fprintf(c, "%s to %s", name, c.RemoteAddr()) // the reader tells
+			c.Close()
+		}
+	}()
+	t.Cleanup(func() { l.Close(); <-done })
+}
+
+func answeringUDP(t *testing.T, netns, name string, port int) {
+	t.Helper()
+	var conn net.PacketConn
+	if err := inNetns(netns, func() (err error) { conn, err = net.ListenPacket("udp", fmt.Sprintf(":%d", port)); return err }); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buffer := make([]byte, 1500)
+		for {
+			_, from, err := conn.ReadFrom(buffer)
+			if err != nil {
+				return // closed
+			}
+			_, _ = conn.WriteTo([]byte(name+" to "+from.String()), from) // one that is lost is asked for again
+		}
+	}()
+	t.Cleanup(func() { conn.Close(); <-done })
+}
+
+// ask opens a connection from a network namespace, "" for the node's, and returns
+// what it is told.
+func ask(netns, network, host string, port int32) (answer string, err error) {
+	var c net.Conn
+	dial := func() (err error) {
+		d := net.Dialer{Timeout: 2 * time.Second}
+		c, err = d.Dial(network, address(host, port))
+		return err
+	}
+	if netns == "" {
+		err = dial()
+	} else {
+		err = inNetns(netns, dial)
+	}
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	return hear(c)
+}
+
+// hear asks and reads the answer.
+func hear(c net.Conn) (string, error) {
+	if err := c.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		return "", err
+	}
+	if c.RemoteAddr().Network() != "udp" {
+		all, err := io.ReadAll(c)
+		return string(all), err
+	}
+	if _, err := c.Write([]byte("?")); err != nil {
+		return "", err
+	}
+	buffer := make([]byte, 100)
+	n, err := c.Read(buffer)
+	return string(buffer[:n]), err
+}
+
+// answers waits until whoever asks hears the pod of that name.
+func answers(t *testing.T, netns, network, host string, port int32, name string) string {
+	t.Helper()
+	var got string
+	eventually(t, soon, func() (err error) {
+		if got, err = ask(netns, network, host, port); err == nil && !strings.HasPrefix(got, name+" to ") {
+			err = fmt.Errorf("%s %s answers %q, want %s", network, address(host, port), got, name)
+		}
+		return err
+	})
+	return got
+}
+
+// silent fails the test when somebody answers.
+func silent(t *testing.T, netns, network, host string, port int32) {
+	t.Helper()
+	if got, err := ask(netns, network, host, port); err == nil {
+		t.Errorf("%s %s answers %q", network, address(host, port), got)
+	}
+}
+
+// addressesOf are the pod's addresses of both families.
+func addressesOf(t *testing.T, d *daemon.Daemon, p pod) (v4, v6 string) {
+	t.Helper()
+	n := podStatus(t, d, p.id).Network
+	if len(n.AdditionalIps) != 1 {
+		t.Fatalf("addresses are %v", n)
+	}
+	v4, v6 = n.Ip, n.AdditionalIps[0].Ip
+	if netip.MustParseAddr(v4).Is6() {
+		v4, v6 = v6, v4
+	}
+	return v4, v6
+}
+
+// sctpInit is the packet that opens an association.
+func sctpInit(from, to uint16) []byte {
+	p := binary.BigEndian.AppendUint16(nil, from)
+	p = binary.BigEndian.AppendUint16(p, to)
+	p = append(p, 0, 0, 0, 0 /* tag */, 0, 0, 0, 0 /* checksum */, 1 /* INIT */, 0, 0, 20)
+	for _, v := range []uint32{0x1234567 /* tag */, 65536 /* window */, 1<<16 | 1 /* streams */, 1} {
+		p = binary.BigEndian.AppendUint32(p, v)
+	}
+	binary.LittleEndian.PutUint32(p[8:], crc32.Checksum(p, crc32.MakeTable(crc32.Castagnoli)))
+	return p
+}
+
+// rawSCTP is a socket that gets every SCTP packet of a network namespace: the
+// kernel need not know the protocol for it.
+func rawSCTP(t *testing.T, netns string) int {
+	t.Helper()
+	var fd int
+	if err := inNetns(netns, func() (err error) {
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1}); err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
