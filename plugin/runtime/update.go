@@ -53,8 +53,9 @@ func newScore(before, after *specs.Process) (int, bool) {
 	return score(after), score(before) != score(after)
 }
 
-// setHugepages writes the limits that changed. One that is only in before has
-// no old value to go back to, and is lifted.
+// setHugepages writes the limits, of pages in use and of reserved ones, also
+// those that did not change: runc sets those of the creation with each update.
+// One that is only in before has no old value to go back to, and is lifted.
 func (t *Tasks) setHugepages(path string, before, after *specs.LinuxResources) error {
 	old, now := pageLimits(before), pageLimits(after)
 	for size := range old {
@@ -63,18 +64,15 @@ func (t *Tasks) setHugepages(path string, before, after *specs.LinuxResources) e
 		}
 	}
 	for size, limit := range now {
-		if was, ok := old[size]; ok && was == limit {
-			continue
-		}
 		value := strconv.FormatUint(limit, 10)
 		v2 := value
 		if limit == noPageLimit {
 			value, v2 = "-1", "max"
 		}
 		for _, file := range []struct{ name, value string }{
-			{"hugetlb." + size + ".limit_in_bytes", value}, {"hugetlb." + size + ".max", v2},
+			{".limit_in_bytes", value}, {".rsvd.limit_in_bytes", value}, {".max", v2}, {".rsvd.max", v2},
 		} {
-			if err := t.cgs.Set(path, file.name, file.value); err != nil {
+			if err := t.cgs.Set(path, "hugetlb."+size+file.name, file.value); err != nil {
 				return fmt.Errorf("set huge page limit: %w", err)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"strconv"
@@ -112,25 +113,27 @@ func TestSetHugepages(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		before, after *specs.LinuxResources
-		want          map[string]string
+		want          map[string]string // by page size
 	}{
 		"none":    {nil, limits(), map[string]string{}},
-		"same":    {limits("2MB", 5), limits("2MB", 5), map[string]string{}},
-		"changed": {limits("2MB", 5, "1GB", 0), limits("2MB", 6, "1GB", 0), map[string]string{"2MB.limit_in_bytes": "6", "2MB.max": "6"}},
-		"new":     {nil, limits("2MB", 0), map[string]string{"2MB.limit_in_bytes": "0", "2MB.max": "0"}},
-		"back":    {limits("2MB", 6), limits(), map[string]string{"2MB.limit_in_bytes": "-1", "2MB.max": "max"}},
+		"same":    {limits("2MB", 5), limits("2MB", 5), map[string]string{"2MB": "5"}},
+		"changed": {limits("2MB", 5, "1GB", 0), limits("2MB", 6, "1GB", 0), map[string]string{"2MB": "6", "1GB": "0"}},
+		"new":     {nil, limits("2MB", 0), map[string]string{"2MB": "0"}},
+		"back":    {limits("2MB", 6), limits(), map[string]string{"2MB": "max"}},
 	} {
 		g := &members{wrote: map[string]string{}}
 		if err := (&Tasks{cgs: g}).setHugepages("/g", tc.before, tc.after); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
-		if len(g.wrote) != len(tc.want) {
-			t.Errorf("%s: wrote %v", name, g.wrote)
-		}
-		for file, value := range tc.want {
-			if got := g.wrote["/g hugetlb."+file]; got != value {
-				t.Errorf("%s: %s is %q, want %q", name, file, got, value)
+		want := map[string]string{}
+		for size, limit := range tc.want {
+			for _, kind := range []string{"", ".rsvd"} {
+				want["/g hugetlb."+size+kind+".max"] = limit
+				want["/g hugetlb."+size+kind+".limit_in_bytes"] = strings.Replace(limit, "max", "-1", 1)
 			}
+		}
+		if !maps.Equal(g.wrote, want) {
+			t.Errorf("%s: wrote %v, want %v", name, g.wrote, want)
 		}
 	}
 	g := &members{wrote: map[string]string{}, err: context.Canceled}
