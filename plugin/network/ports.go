@@ -97,11 +97,8 @@ func (n *Networks) recallClaims() error {
 		return err
 	}
 	for _, id := range ids {
-		s, err := n.saved.read(id)
-		if err != nil {
-			return err
-		}
-		if s != nil {
+		// One that cannot be read is told of when its pod is looked at.
+		if s, err := n.saved.read(id); err == nil && s != nil {
 			_ = n.claim(s)
 		}
 	}
