@@ -98,10 +98,10 @@ type cgroup struct {
 	path string
 }
 
-const (
-	root    = "/sys/fs/cgroup"
-	testDir = "/gantry-test-stats"
-)
+const root = "/sys/fs/cgroup"
+
+// testDir is this run's alone: another may be going on, or have been cut off.
+var testDir = fmt.Sprint("/gantry-test-stats-", os.Getpid())
 
 // newCgroup makes a control group in every hierarchy that is read, and takes it
 // away, with its parent, at the end of the test.
@@ -111,6 +111,7 @@ func newCgroup(t *testing.T) *cgroup {
 		t.Skip("needs root")
 	}
 	c := &cgroup{T: t, host: thisHost(t), path: testDir + "/" + strings.ReplaceAll(t.Name(), "/", "-")}
+	t.Cleanup(c.remove)
 	for _, dir := range c.mounts() {
 		c.must(os.MkdirAll(dir+testDir, 0o755))
 		if c.host.Cgroup.V2() {
@@ -119,7 +120,6 @@ func newCgroup(t *testing.T) *cgroup {
 		}
 		c.must(os.Mkdir(dir+c.path, 0o755))
 	}
-	t.Cleanup(c.remove)
 	return c
 }
 
