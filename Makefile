@@ -11,7 +11,7 @@ CONTAINERD    := $(shell sed -n 's,^\tgithub.com/containerd/containerd/v2 v,,p' 
 REVISION      := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 # Inputs, not seconds: the end of a timed run can fail by itself (golang/go#75804).
 FUZZTIME      ?= 10000x
-TEST_TIMEOUT  ?= 28m
+TEST_TIMEOUT  ?= 40m
 RUN           ?=
 # Tests against a daemon wait more than they work.
 PARALLEL      ?= $(shell echo $$(($$(nproc) + 1)))
@@ -131,7 +131,7 @@ integration: race pinned others ## tests against a real daemon; RUN=regexp picks
 
 # Not race-built: the emulation is slow enough. VM_RUN is what make vm-test runs
 # unless RUN says otherwise.
-VM_RUN        ?= POD_09|RES_0[89]|RES_1[13456]|RES_20|RES_3[0123]|LIF_13|AppArmor|CTR_28|MNT_23
+VM_RUN        ?= POD_09|RES_0[89]|RES_11_H|RES_1[3456]|RES_20|RES_3[012]|LIF_13|AppArmor|CTR_28|MNT_23
 # What it runs once more on control groups of version 1.
 VM_V1_RUN     ?= RES_1[46]
 VM_V1_KERNEL   = systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1
