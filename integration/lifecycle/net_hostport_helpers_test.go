@@ -154,7 +154,9 @@ func newNetns(t *testing.T) *os.File {
 func answering(t *testing.T, netns, network, name string, port int) {
 	t.Helper()
 	if network == "udp" {
-		answeringUDP(t, netns, name, port)
+		answerUDP(t, netns, "udp", fmt.Sprintf(":%d", port), func(_ []byte, from net.Addr) []byte {
+			return []byte(name + " to " + from.String())
+		})
 		return
 	}
 	var l net.Listener
@@ -174,27 +176,6 @@ func answering(t *testing.T, netns, network, name string, port int) {
 		}
 	}()
 	t.Cleanup(func() { l.Close(); <-done })
-}
-
-func answeringUDP(t *testing.T, netns, name string, port int) {
-	t.Helper()
-	var conn net.PacketConn
-	if err := inNetns(netns, func() (err error) { conn, err = net.ListenPacket("udp", fmt.Sprintf(":%d", port)); return err }); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		buffer := make([]byte, 1500)
-		for {
-			_, from, err := conn.ReadFrom(buffer)
-			if err != nil {
-				return // closed
-			}
-			_, _ = conn.WriteTo([]byte(name+" to "+from.String()), from) // one that is lost is asked for again
-		}
-	}()
-	t.Cleanup(func() { conn.Close(); <-done })
 }
 
 // ask opens a connection from a network namespace, "" for the node's, and returns

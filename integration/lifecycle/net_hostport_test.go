@@ -3,13 +3,11 @@ package lifecycle
 import (
 	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -261,23 +259,9 @@ func TestNET_16_Crash(t *testing.T) {
 	d := start(t, dualBridge, withoutPortmap)
 	img := plain(t, d)
 	port := freePort(t)
-	for i := range crashCycles() {
-		done := make(chan error, 1)
-		go func() {
-			done <- life(d, fmt.Sprint("cycle", i), img, published(&cri.PortMapping{ContainerPort: 80, HostPort: port}))
-		}()
-		timer := time.NewTimer(rand.N(cycleTime))
-		<-timer.C
-		d.Kill()
-		d.Up()
-		if err := <-done; err != nil {
-			t.Fatalf("cycle %d: %v\n%s", i, err, d.Tail(40))
-		}
-		nothingLeft(t, d)
-		if t.Failed() {
-			t.Fatalf("after cycle %d\n%s", i, d.Tail(60))
-		}
-	}
+	crashes(t, d, func(cycle string) error {
+		return life(d, cycle, img, published(&cri.PortMapping{ContainerPort: 80, HostPort: port}))
+	})
 }
 
 // TestNET_17_HostPortMappingOff: nobody maps a port when it is switched off, and

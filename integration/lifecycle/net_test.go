@@ -473,9 +473,16 @@ func TestPOD_06_PortMappings(t *testing.T) {
 // same until the test ends.
 func echoUDP(t *testing.T, netns, address string) {
 	t.Helper()
+	answerUDP(t, netns, "udp4", address, func(got []byte, _ net.Addr) []byte { return got })
+}
+
+// answerUDP answers every datagram to an address in a network namespace until the
+// test ends.
+func answerUDP(t *testing.T, netns, network, address string, answer func(got []byte, from net.Addr) []byte) {
+	t.Helper()
 	var conn net.PacketConn
 	if err := inNetns(netns, func() (err error) {
-		conn, err = net.ListenPacket("udp4", address)
+		conn, err = net.ListenPacket(network, address)
 		return err
 	}); err != nil {
 		t.Fatal(err)
@@ -489,7 +496,7 @@ func echoUDP(t *testing.T, netns, address string) {
 			if err != nil {
 				return // closed
 			}
-			_, _ = conn.WriteTo(buffer[:n], from) // one that is lost is asked for again
+			_, _ = conn.WriteTo(answer(buffer[:n], from), from) // one that is lost is asked for again
 		}
 	}()
 	t.Cleanup(func() { conn.Close(); <-done })

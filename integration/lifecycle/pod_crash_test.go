@@ -33,18 +33,16 @@ func crashCycles() int {
 // meets any moment of it.
 const cycleTime = 900 * time.Millisecond
 
-// TestLIF_02_Crash kills the daemon at random moments of pods' lives, while a
-// client goes on as the kubelet does. In the end there is nothing.
-func TestLIF_02_Crash(t *testing.T) {
-	t.Parallel()
-	d := start(t)
-	img := plain(t, d)
+// crashes kills the daemon at random moments of pods' lives, one after the other,
+// and fails the test where a life does not come to its end or leaves something.
+func crashes(t *testing.T, d *daemon.Daemon, lives func(cycle string) error) {
+	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	for i := range crashCycles() {
 		done := make(chan error, 1)
-		go func() { done <- life(d, fmt.Sprint("cycle", i), img) }()
+		go func() { done <- lives(fmt.Sprint("cycle", i)) }()
 		timer := time.NewTimer(time.Duration(random.Int64N(int64(cycleTime))))
 		<-timer.C
 		d.Kill()
@@ -57,6 +55,15 @@ func TestLIF_02_Crash(t *testing.T) {
 			t.Fatalf("after cycle %d\n%s", i, d.Tail(60))
 		}
 	}
+}
+
+// TestLIF_02_Crash kills the daemon at random moments of pods' lives, while a
+// client goes on as the kubelet does. In the end there is nothing.
+func TestLIF_02_Crash(t *testing.T) {
+	t.Parallel()
+	d := start(t)
+	img := plain(t, d)
+	crashes(t, d, func(cycle string) error { return life(d, cycle, img) })
 }
 
 // life is what the kubelet does with a pod: every step again until it succeeds.

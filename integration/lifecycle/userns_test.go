@@ -4,14 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -254,25 +252,7 @@ func TestPOD_15_Crash(t *testing.T) {
 	t.Parallel()
 	d := start(t)
 	img := plain(t, d)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
-	for i := range crashCycles() {
-		u := newRange()
-		done := make(chan error, 1)
-		go func() { done <- life(d, fmt.Sprint("cycle", i), img, withUserns(u)) }()
-		timer := time.NewTimer(time.Duration(random.Int64N(int64(cycleTime))))
-		<-timer.C
-		d.Kill()
-		d.Up()
-		if err := <-done; err != nil {
-			t.Fatalf("cycle %d: %v\n%s", i, err, d.Tail(40))
-		}
-		nothingLeft(t, d)
-		if t.Failed() {
-			t.Fatalf("after cycle %d\n%s", i, d.Tail(60))
-		}
-	}
+	crashes(t, d, func(cycle string) error { return life(d, cycle, img, withUserns(newRange())) })
 }
 
 // TestPOD_15_Leftovers: a user namespace whose pod nobody knows is taken away
