@@ -21,6 +21,9 @@ import (
 // never ends, and the caller hears of it.
 const stopLimit = 15 * time.Second
 
+// deleteRetries is how often a delete that a shim refuses is asked for again.
+const deleteRetries = 3
+
 // Delete takes a stopped task away and, with the last of its pod, the shim. It
 // is idempotent: a task that the runtime does not know has a zero exit. It
 // does not look at the control group; Release does.
@@ -92,8 +95,20 @@ func (t *Tasks) end(ctx context.Context, task *Task) error {
 			return err
 		}
 	}
-	_, err = t.Delete(ctx, task.ID())
-	return err
+	return t.deleteEnded(ctx, task.ID())
+}
+
+// deleteEnded deletes a task whose end is known. A shim may tell of that before
+// its runtime takes the task for stopped, and one whose delete went wrong half
+// way (gVisor's: the root is unmounted by then) complains of that the next time:
+// what it answers in its own words it is asked again.
+func (t *Tasks) deleteEnded(ctx context.Context, id string) error {
+	for left := deleteRetries; ; left-- {
+		_, err := t.Delete(ctx, id)
+		if err == nil || left == 0 || !unclassified(err) || sleep(ctx, settlePoll) != nil {
+			return err
+		}
+	}
 }
 
 func (t *Tasks) endProcess(ctx context.Context, task *Task) error {

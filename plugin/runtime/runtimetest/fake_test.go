@@ -110,3 +110,33 @@ func TestFaults(t *testing.T) {
 		})
 	}
 }
+
+// A shim that refuses to delete what it said has ended is asked again, and one
+// that goes on refusing is reported.
+func TestReleaseRefused(t *testing.T) {
+	refused := errors.New("not stopped")
+	for name, c := range map[string]struct {
+		fault runtimetest.Fault
+		want  error
+	}{
+		"once":   {runtimetest.Fault{Op: "delete", Nth: 1, Err: refused}, nil},
+		"always": {runtimetest.Fault{Op: "delete", Err: refused}, refused},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fake := runtimetest.New()
+			tasks := runtime.New(fake, fake)
+			req := request(t, "a", "", 0)
+			if _, err := tasks.Create(t.Context(), req); err != nil {
+				t.Fatal(err)
+			}
+			fake.Inject(c.fault)
+			if err := tasks.Release(t.Context(), "a", req.Spec); !errors.Is(err, c.want) {
+				t.Errorf("release: %v, want %v", err, c.want)
+			}
+			fake.Heal()
+			if err := tasks.Release(t.Context(), "a", req.Spec); err != nil || len(fake.Known()) > 0 {
+				t.Errorf("release afterwards: %v, left %v", err, fake.Known())
+			}
+		})
+	}
+}
