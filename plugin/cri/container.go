@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
@@ -104,7 +105,23 @@ func (s *Server) ContainerStatus(_ context.Context, req *cri.ContainerStatusRequ
 
 // ListContainers implements the RPC.
 func (s *Server) ListContainers(_ context.Context, req *cri.ListContainersRequest) (*cri.ListContainersResponse, error) {
-	return &cri.ListContainersResponse{Containers: s.containers(req.GetFilter())}, nil
+	all := s.Containers.List()
+	var wire []byte
+	for _, c := range all {
+		if !s.containerMatches(c, req.GetFilter()) {
+			continue
+		}
+		state := s.containerState(c)
+		item, err := s.containerItems.of(c.ID, containerVersion{c.Config, state}, func() proto.Message { return containerItem(c, state) })
+		if err != nil {
+			return nil, fmt.Errorf("list containers: %w", err)
+		}
+		wire = append(wire, item...)
+	}
+	s.containerItems.trim(len(all))
+	resp := &cri.ListContainersResponse{}
+	setWire(resp, wire)
+	return resp, nil
 }
 
 // StreamContainers implements the RPC.
@@ -118,7 +135,7 @@ func (s *Server) containers(f *cri.ContainerFilter) []*cri.Container {
 	var out []*cri.Container
 	for _, c := range s.Containers.List() {
 		if s.containerMatches(c, f) {
-			out = append(out, s.containerItem(c))
+			out = append(out, containerItem(c, s.containerState(c)))
 		}
 	}
 	return out
@@ -173,10 +190,16 @@ func (s *Server) containerState(c record.Container) cri.ContainerState {
 	return cri.ContainerState_CONTAINER_EXITED
 }
 
-func (s *Server) containerItem(c record.Container) *cri.Container {
+// containerVersion is what may change in the item of a container.
+type containerVersion struct {
+	config *cri.ContainerConfig
+	state  cri.ContainerState
+}
+
+func containerItem(c record.Container, state cri.ContainerState) *cri.Container {
 	return &cri.Container{
 		Id: c.ID, PodSandboxId: c.SandboxID, Metadata: c.Config.GetMetadata(), Image: c.Config.GetImage(),
-		ImageRef: c.Image.Ref, ImageId: c.Image.ID, State: s.containerState(c), CreatedAt: c.CreatedAt.UnixNano(),
+		ImageRef: c.Image.Ref, ImageId: c.Image.ID, State: state, CreatedAt: c.CreatedAt.UnixNano(),
 		Labels: c.Config.GetLabels(), Annotations: c.Config.GetAnnotations(),
 	}
 }

@@ -91,6 +91,8 @@ type Server struct {
 	cri.UnimplementedRuntimeServiceServer
 	cri.UnimplementedImageServiceServer
 	Deps
+	podItems       wireItems[podVersion]
+	containerItems wireItems[containerVersion]
 }
 
 // New returns the server.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/record"
@@ -105,7 +106,22 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRe
 
 // ListPodSandbox implements the RPC.
 func (s *Server) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
-	return &cri.ListPodSandboxResponse{Items: s.sandboxes(req.GetFilter())}, nil
+	all := s.Sandboxes.List()
+	var wire []byte
+	for _, sb := range all {
+		if !sandboxMatches(sb, req.GetFilter()) {
+			continue
+		}
+		item, err := s.podItems.of(sb.ID, podVersion{sb.Config, sandboxState(sb)}, func() proto.Message { return sandboxItem(sb) })
+		if err != nil {
+			return nil, fmt.Errorf("list pod sandboxes: %w", err)
+		}
+		wire = append(wire, item...)
+	}
+	s.podItems.trim(len(all))
+	resp := &cri.ListPodSandboxResponse{}
+	setWire(resp, wire)
+	return resp, nil
 }
 
 // StreamPodSandboxes implements the RPC.
@@ -152,6 +168,13 @@ func sandboxState(sb record.Sandbox) cri.PodSandboxState {
 		return cri.PodSandboxState_SANDBOX_READY
 	}
 	return cri.PodSandboxState_SANDBOX_NOTREADY
+}
+
+// podVersion is what may change in the item of a pod: a configuration is never
+// changed in place.
+type podVersion struct {
+	config *cri.PodSandboxConfig
+	state  cri.PodSandboxState
 }
 
 func sandboxItem(sb record.Sandbox) *cri.PodSandbox {
