@@ -234,3 +234,23 @@ func TestGate(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestParseHandled(t *testing.T) {
+	const text = `# HELP grpc_server_handling_seconds Histogram of response latency
+grpc_server_handling_seconds_bucket{grpc_method="ListPodSandbox",grpc_service="runtime.v1.RuntimeService",grpc_type="unary",le="0.005"} 297
+grpc_server_handling_seconds_bucket{grpc_method="ListPodSandbox",grpc_service="runtime.v1.RuntimeService",grpc_type="unary",le="0.01"} 300
+grpc_server_handling_seconds_sum{grpc_method="ListPodSandbox",grpc_service="runtime.v1.RuntimeService",grpc_type="unary"} 0.2
+grpc_server_handling_seconds_count{grpc_method="ListPodSandbox",grpc_service="runtime.v1.RuntimeService",grpc_type="unary"} 300
+grpc_server_handling_seconds_count{grpc_method="ListPodSandboxStats",grpc_service="runtime.v1.RuntimeService",grpc_type="unary"} 7
+`
+	got, err := parseHandled(strings.NewReader(text), "ListPodSandbox")
+	if want := (handled{300, 297}); err != nil || got != want {
+		t.Errorf("%+v, %v; want %+v", got, err, want)
+	}
+	if over := got.over(handled{100, 99}); over != 1 {
+		t.Errorf("%v%% over the limit, want 1", over)
+	}
+	if _, err := parseHandled(strings.NewReader(strings.ReplaceAll(text, "} 300", "} many")), "ListPodSandbox"); err == nil {
+		t.Error("a count that is no number is no error")
+	}
+}

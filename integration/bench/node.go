@@ -112,6 +112,7 @@ type node struct {
 	subject
 	image string
 	gate  string // see openGate
+	calls string // address of readHandled
 	books *books
 }
 
@@ -140,6 +141,12 @@ func (b *bench) start(ctx context.Context, s subject, opts []daemon.Option) (*no
 	if err := n.fillTools(dir); err != nil {
 		return nil, fmt.Errorf("prepare programs: %w", err)
 	}
+	timed, calls, err := measureCalls()
+	if err != nil {
+		return nil, err
+	}
+	n.calls = calls
+	opts = append(timed, opts...)
 	opts = append([]daemon.Option{daemon.PathFirst(dir), daemon.Set("info", "debug", "level")}, opts...)
 	if s.stock {
 		opts = append(opts, daemon.Stock())

@@ -131,6 +131,13 @@ func (m *measured) verdict(subject, base string) string {
 		}
 		goal, met = fmt.Sprintf("p%.0f < %g %s", m.high*100, m.below, m.unit), high < m.below
 		open = !met && m.calmest(subject) < m.below
+	case m.most > 0:
+		all := m.all(subject)
+		if len(all) == 0 {
+			return ""
+		}
+		goal, met = fmt.Sprintf("≤ %g %s", m.most, m.unit), all[len(all)-1] <= m.most
+		open = !met && all[0] <= m.most
 	case m.better > 0:
 		ratios := m.ratios(subject, base)
 		if len(ratios) == 0 {

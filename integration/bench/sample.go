@@ -17,6 +17,9 @@ type quantity struct {
 	// below is what the high quantile must stay under, for every subject but
 	// the first; 0 is no goal.
 	below float64
+	// most is what the values must not exceed, for every subject but the first;
+	// 0 is no goal.
+	most float64
 }
 
 // measured is a quantity's values: subject, round, value.
