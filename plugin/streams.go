@@ -223,8 +223,10 @@ type capture struct {
 	stdout, stderr *stdio.Capture
 }
 
-func (c capture) Output() (stdout, stderr []byte) {
-	stdout, _ = c.stdout.Result()
-	stderr, _ = c.stderr.Result()
-	return stdio.Fit(stdout, stderr)
+func (c capture) Output() (stdout, stderr []byte, dropped uint64) {
+	stdout, of1 := c.stdout.Result()
+	stderr, of2 := c.stderr.Result()
+	all := of1 + of2 + uint64(len(stdout)+len(stderr))
+	stdout, stderr = stdio.Fit(stdout, stderr)
+	return stdout, stderr, all - uint64(len(stdout)+len(stderr))
 }

@@ -95,7 +95,7 @@ func hookScript(t *testing.T) (script, marker string) {
 	dir := t.TempDir()
 	marker = filepath.Join(dir, "marker")
 	script = placeFile(t, dir, "hook.sh", "#!/bin/sh\n"+
-		"{ echo \"args $*\"; /usr/bin/env | /usr/bin/sort | /bin/sed 's/^/env /'; echo \"state $(/bin/cat)\"; } >> "+marker+"\n")
+		"{ echo \"args $*\"; echo \"cwd $(/bin/pwd)\"; /usr/bin/env | /usr/bin/sort | /bin/sed 's/^/env /'; echo \"state $(/bin/cat)\"; } >> "+marker+"\n")
 	if err := os.Chmod(script, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"net/http"
 	"strings"
 	"time"
@@ -28,7 +29,8 @@ type Fault struct {
 	Redirect string
 	// Body replaces the answer's body, with status 200.
 	Body []byte
-	// Endless sends zero bytes without end and without a length.
+	// Endless sends zero bytes without end and without a length, or Body, its last
+	// byte again and again.
 	Endless bool
 
 	// CutAfter breaks the connection after so many bytes of the body.
@@ -122,17 +124,26 @@ func (r *Registry) misbehave(f *Fault, w http.ResponseWriter, req *http.Request)
 		refuse(w, f.Status, "FAULT", http.StatusText(f.Status))
 	case f.Redirect != "":
 		http.Redirect(w, req, f.Redirect, http.StatusTemporaryRedirect)
+	case f.Endless:
+		if req.Method != http.MethodHead {
+			endless(w, f.Body)
+		}
 	case f.Body != nil:
 		_, _ = w.Write(f.Body)
-	case f.Endless:
-		zeros := make([]byte, 64<<10)
-		for {
-			if _, err := w.Write(zeros); err != nil {
-				return
-			}
-		}
 	default:
 		r.serve(&shaped{ResponseWriter: w, f: f, req: req}, req)
+	}
+}
+
+// endless writes until the client goes away.
+func endless(w http.ResponseWriter, begin []byte) {
+	last := []byte{0}
+	if n := len(begin); n > 0 {
+		last = begin[n-1:]
+	}
+	_, err := w.Write(begin)
+	for more := bytes.Repeat(last, 64<<10); err == nil; {
+		_, err = w.Write(more)
 	}
 }
 

@@ -51,7 +51,10 @@ func (s *Service) ExecSync(ctx context.Context, id string, command []string, tim
 	if err != nil {
 		return Captured{}, err
 	}
-	stdout, stderr := out.Output()
+	stdout, stderr, dropped := out.Output()
+	if dropped > 0 {
+		log.G(ctx).WithFields(log.Fields{"container": c.ID, "dropped": dropped}).Info("a command wrote more than an answer holds")
+	}
 	return Captured{Stdout: stdout, Stderr: stderr, ExitCode: int32(exit.Code)}, nil
 }
 

@@ -76,6 +76,7 @@ type Session interface {
 // Capture is a Session that keeps the output.
 type Capture interface {
 	Session
-	// Output is what was written so far.
-	Output() (stdout, stderr []byte)
+	// Output is what was written so far, as much as an answer holds, and how many
+	// bytes were dropped.
+	Output() (stdout, stderr []byte, dropped uint64)
 }

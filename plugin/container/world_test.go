@@ -454,8 +454,8 @@ type silence struct{}
 func (silence) Endpoints() container.Endpoints { return container.Endpoints{} }
 func (silence) Finish(context.Context) error   { return nil }
 func (silence) Close() error                   { return nil }
-func (silence) Output() (stdout, stderr []byte) {
-	return []byte("out"), nil
+func (silence) Output() (stdout, stderr []byte, dropped uint64) {
+	return []byte("out"), nil, 0
 }
 
 type stream struct {

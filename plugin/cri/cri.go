@@ -42,6 +42,8 @@ type Handlers interface {
 	CgroupDriver() cri.CgroupDriver
 	// Problems names handlers that cannot work now, and why.
 	Problems() map[string]error
+	// Weaknesses are published ones, by handler, of the runtimes in use.
+	Weaknesses() map[string][]string
 }
 
 // Validate checks what a kubelet sends; errors are InvalidArgument and name
@@ -119,8 +121,12 @@ func (s *Server) Status(ctx context.Context, req *cri.StatusRequest) (*cri.Statu
 		}
 		warnings.Status, warnings.Reason, warnings.Message = false, "ConfigurationWarnings", string(b)
 	}
+	weak, err := s.weaknesses()
+	if err != nil {
+		return nil, err
+	}
 	resp := &cri.StatusResponse{
-		Status:          &cri.RuntimeStatus{Conditions: []*cri.RuntimeCondition{runtime, network, warnings}},
+		Status:          &cri.RuntimeStatus{Conditions: []*cri.RuntimeCondition{runtime, network, warnings, weak}},
 		RuntimeHandlers: s.Handlers.CRI(),
 		// By definition these do not depend on what the handlers can do.
 		Features: &cri.RuntimeFeatures{SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true},
@@ -142,6 +148,22 @@ func (s *Server) Status(ctx context.Context, req *cri.StatusRequest) (*cri.Statu
 		resp.Info[k] = string(b)
 	}
 	return resp, nil
+}
+
+// weaknesses is the condition that nothing is known against the runtimes. Nobody
+// acts on it by itself: pods run all the same.
+func (s *Server) weaknesses() (*cri.RuntimeCondition, error) {
+	c := &cri.RuntimeCondition{Type: "RuntimesHaveNoKnownWeaknesses", Status: true}
+	found := s.Handlers.Weaknesses()
+	if len(found) == 0 {
+		return c, nil
+	}
+	b, err := json.Marshal(found)
+	if err != nil {
+		return nil, err
+	}
+	c.Status, c.Reason, c.Message = false, "KnownWeaknesses", string(b)
+	return c, nil
 }
 
 // RuntimeConfig implements the RPC.

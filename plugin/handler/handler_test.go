@@ -283,7 +283,7 @@ func TestFeatures(t *testing.T) {
 	gone := map[string]any{"runtime_type": "gone"}
 	fake := &runtimes{answers: map[string]*apitypes.RuntimeInfo{
 		"io.containerd.runc.v2": modern(t),
-		"kata":                  tells(t, features.Features{OCIVersionMax: "1.0.2"}),
+		"kata":                  tells(t, features.Features{OCIVersionMax: "1.0.2", Annotations: map[string]string{runcVersion: "1.2.5-0ubuntu1"}}),
 		"quiet":                 {Name: "quiet"},
 	}}
 	hs := mustBuild(t, parse(t, withRuntimes(map[string]any{"kata": kata, "quiet": quiet, "gone": gone})), fake)
@@ -300,7 +300,7 @@ func TestFeatures(t *testing.T) {
 		t.Fatal(err)
 	}
 	full := Features{Known: true, RecursiveReadOnlyMounts: kernelRRO(), UserNamespaces: true, IDMapMounts: true, OCIVersionMax: "1.2.0"}
-	want := map[string]Features{"": full, "runc": full, "kata": {Known: true, OCIVersionMax: "1.0.2"}, "quiet": {}, "gone": {}}
+	want := map[string]Features{"": full, "runc": full, "kata": {Known: true, OCIVersionMax: "1.0.2", RuncVersion: "1.2.5-0ubuntu1"}, "quiet": {}, "gone": {}}
 	var names []string
 	for _, h := range hs.List() {
 		names = append(names, h.Name)
@@ -319,6 +319,10 @@ func TestFeatures(t *testing.T) {
 	}
 	if hs.ProbeError("") != nil || hs.ProbeError("quiet") != nil {
 		t.Error("a runtime that answered has an error")
+	}
+	weak := hs.Weaknesses()
+	if len(weak) != 1 || len(weak["kata"]) != 2 || !strings.Contains(weak["kata"][0], "CVE-2025-31133") || !strings.Contains(weak["kata"][0], "unless the distribution") {
+		t.Errorf("weaknesses are %q", weak)
 	}
 	for _, r := range hs.CRI() {
 		f := want[r.Name]

@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/gantry-cri/gantry/plugin/advisory"
 )
 
 // probeTimeout bounds the wait for one runtime's answer.
@@ -25,6 +27,9 @@ const probeTimeout = 10 * time.Second
 // featuresURL is the name under which shims send what the OCI runtime's
 // features command printed.
 const featuresURL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+// runcVersion is the annotation of the features in which runc tells its version.
+const runcVersion = "org.opencontainers.runc.version"
 
 // Features are what a runtime can do on this machine.
 type Features struct {
@@ -41,6 +46,9 @@ type Features struct {
 	// OCIVersionMax is the newest specification that the runtime accepts, ""
 	// if it does not say.
 	OCIVersionMax string
+	// RuncVersion is that of the runc which the runtime is, "" if it does not say
+	// that it is one.
+	RuncVersion string
 }
 
 // Prober asks a runtime about itself.
@@ -112,6 +120,35 @@ func (hs *Handlers) Problems() map[string]error {
 	return out
 }
 
+// Weaknesses returns, by handler, what is known against the runtimes that told
+// their versions, the worst first.
+func (hs *Handlers) Weaknesses() map[string][]string {
+	hs.mu.RLock()
+	defer hs.mu.RUnlock()
+	out := map[string][]string{}
+	for name, p := range hs.probed {
+		if found := p.features.weaknesses(); len(found) > 0 {
+			out[name] = found
+		}
+	}
+	return out
+}
+
+func (f Features) weaknesses() (found []string) {
+	v := advisory.Find(f.RuncVersion)
+	if v == nil {
+		return nil
+	}
+	unless := ""
+	if advisory.Patched(v) {
+		unless = ", unless the distribution corrected it under the old number"
+	}
+	for _, a := range advisory.Runc(v) {
+		found = append(found, fmt.Sprintf("runc %s: %s%s", v, a, unless))
+	}
+	return found
+}
+
 // probe makes sure that the named handler's runtime was asked. Callers at the
 // same time wait for one answer; the error is the end of ctx.
 func (hs *Handlers) probe(ctx context.Context, name string) error {
@@ -125,6 +162,9 @@ func (hs *Handlers) probe(ctx context.Context, name string) error {
 		p := hs.ask(ctx, hs.byName[name])
 		if p.err != nil {
 			log.G(ctx).WithError(p.err).WithField("handler", name).Warn("Features of a runtime handler are not known")
+		}
+		for _, w := range p.features.weaknesses() {
+			log.G(ctx).WithField("handler", name).Warn("Known weakness of " + w)
 		}
 		hs.mu.Lock()
 		defer hs.mu.Unlock()
@@ -205,6 +245,7 @@ func parseFeatures(info *apitypes.RuntimeInfo, kernelRRO bool) (Features, error)
 		Known:                   true,
 		RecursiveReadOnlyMounts: kernelRRO && slices.Contains(f.MountOptions, "rro"),
 		OCIVersionMax:           f.OCIVersionMax,
+		RuncVersion:             f.Annotations[runcVersion],
 	}
 	if f.Linux == nil {
 		return out, nil

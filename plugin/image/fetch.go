@@ -211,6 +211,9 @@ func checkSize(_ context.Context, desc imagespec.Descriptor) ([]imagespec.Descri
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, atStage(stageFetch, fmt.Errorf("descriptor digest %q: %w: %w", plain(desc.Digest.String()), err, errdefs.ErrFailedPrecondition))
 	}
+	if desc.Size <= 0 {
+		return nil, atStage(stageFetch, fmt.Errorf("%s %s cannot have %d bytes: %w", plain(desc.MediaType), desc.Digest, desc.Size, errdefs.ErrFailedPrecondition))
+	}
 	limit := int64(0)
 	switch {
 	case images.IsManifestType(desc.MediaType) || images.IsIndexType(desc.MediaType):

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -150,8 +151,12 @@ func (r *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	if token {
+	switch {
+	case token:
 		resp.Body = &limitedBody{Reader: io.LimitReader(resp.Body, maxToken), Closer: resp.Body}
+	case strings.Contains(req.URL.Path, "/manifests/"):
+		// Resolving reads one to its end whose size nobody told.
+		resp.Body = &limitedBody{Reader: &limitedReader{from: resp.Body, left: maxManifest}, Closer: resp.Body}
 	}
 	if resp.StatusCode == http.StatusTooManyRequests {
 		if err := sleep(req.Context(), r.t.pause(req.URL.Host, resp.Header.Get("Retry-After"))); err != nil {
@@ -165,6 +170,24 @@ func (r *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 type limitedBody struct {
 	io.Reader
 	io.Closer
+}
+
+// limitedReader fails where there is more than may be.
+type limitedReader struct {
+	from io.Reader
+	left int64
+}
+
+// Read implements io.Reader.
+func (r *limitedReader) Read(p []byte) (int, error) {
+	if int64(len(p)) > r.left+1 {
+		p = p[:r.left+1]
+	}
+	n, err := r.from.Read(p)
+	if r.left -= int64(n); r.left < 0 {
+		return 0, fmt.Errorf("manifest has more than %d bytes: %w", maxManifest, errdefs.ErrFailedPrecondition)
+	}
+	return n, err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/containernetworking/cni/libcni"
 
 	"github.com/gantry-cri/gantry/cmd/gantry/internal/daemon"
+	"github.com/gantry-cri/gantry/plugin/advisory"
 )
 
 // netConf is a CNI configuration as far as it is looked at.
@@ -171,15 +172,13 @@ func (n Node) plugin(ctx context.Context, l *list, name string, wants []string) 
 			return
 		}
 	}
-	v := findVersion(about)
-	for _, a := range pluginAdvisories {
-		if v != nil && (a.program == "" || a.program == name) && !a.fixedIn(v) {
-			l.add("plugin "+name, Warn, "update the CNI plugins", "%s is %s; %s", path, v, a)
-			return
-		}
-	}
+	v := advisory.Find(about)
 	if v == nil {
 		l.ok("plugin "+name, "%s, of unknown version", path)
+		return
+	}
+	if found := advisory.Plugin(name, v); len(found) > 0 {
+		l.add("plugin "+name, Warn, "update the CNI plugins", "%s is %s; %s", path, v, found[0])
 		return
 	}
 	l.ok("plugin "+name, "%s, version %s", path, v)

@@ -391,38 +391,6 @@ func TestAdvisories(t *testing.T) {
 	}
 }
 
-func TestFindVersion(t *testing.T) {
-	for text, want := range map[string]string{
-		"runc version 1.5.2\ncommit: v1.0.0": "1.5.2", "CNI bridge plugin v1.9.0": "1.9.0", "runc version 1.4.0-rc.3": "1.4.0-rc.3",
-		"runc version 1.4.0~rc1": "1.4.0-rc.1", "runc version 1.1.5+ds1": "1.1.5+ds1", "runc version 1.2.5-0ubuntu1~24.04.1": "1.2.5+0ubuntu1.24.04.1",
-		"runc version 1.5.0-rc.1+dev": "1.5.0-rc.1+dev", "crun version 1.21": "1.21.0", "CNI bridge plugin version unknown": "", "": "", "a 1 b": "",
-	} {
-		got := ""
-		if v := findVersion(text); v != nil {
-			got = v.String()
-		}
-		if got != want {
-			t.Errorf("%q: got %q, want %q", text, got, want)
-		}
-	}
-}
-
-func FuzzFindVersion(f *testing.F) {
-	for _, s := range []string{"runc version 1.5.2", "1.1.5+ds1-1+deb12u1", "v1.4.0~rc3", "01.002.0003-rc0009+x"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		v := findVersion(text)
-		if v == nil {
-			return
-		}
-		again := findVersion(v.String())
-		if again == nil || again.LessThan(v) || v.LessThan(again) {
-			t.Errorf("%q is %v, which is %v", text, v, again)
-		}
-	})
-}
-
 func TestParseShim(t *testing.T) {
 	for _, tc := range []struct {
 		args []string

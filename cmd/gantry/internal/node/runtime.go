@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/pkg/version"
+
+	"github.com/gantry-cri/gantry/plugin/advisory"
 )
 
 // askTimeout bounds one question for a version.
@@ -45,7 +47,7 @@ func (n Node) runtime(ctx context.Context, l *list, name, path string) {
 		return
 	}
 	kind, _, _ := strings.Cut(says, " ")
-	v := findVersion(says)
+	v := advisory.Find(says)
 	switch {
 	case v == nil:
 		l.add(name, Warn, "", "%s tells no version that could be understood: %.80q", path, says)
@@ -59,20 +61,19 @@ func (n Node) runtime(ctx context.Context, l *list, name, path string) {
 
 // runc holds runc against the known weaknesses.
 func runc(l *list, name, path, says string) {
-	v := findVersion(says)
-	sound := true
-	for _, a := range runcAdvisories {
-		if a.fixedIn(v) {
-			continue
+	v := advisory.Find(says)
+	found := advisory.Runc(v)
+	for _, a := range found {
+		status, advice := Warn, "update runc to 1.2.8, 1.3.6, 1.4.3, 1.5.0 or a later one of these lines"
+		if a.Escape {
+			status = Fail
 		}
-		sound = false
-		status, advice := a.status, "update runc to 1.2.8, 1.3.6, 1.4.3, 1.5.0 or a later one of these lines"
-		if patched(v) {
+		if advisory.Patched(v) {
 			status, advice = Warn, "this is a distribution's build that may hold the correction under an old number: look for the CVE in its changelog"
 		}
 		l.add(name, status, advice, "%s is runc %s: %s", path, v, a)
 	}
-	if sound {
+	if len(found) == 0 {
 		l.ok(name, "%s, runc %s", path, v)
 	}
 }
