@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/config"
@@ -99,6 +101,7 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if err != nil {
 		return container.Spec{}, err
 	}
+	out.Mounts = withRefs(cfg.GetMounts(), req.Volumes.Refs)
 	// Last, as it changes what is the user's.
 	return out, selinux.Relabel(in.Labels, relabelled(cfg.GetMounts(), in.Mounts, in.Volumes), in.Pod.GetAnnotations()[trySkipRelabel] == "true")
 }
@@ -148,7 +151,17 @@ func (g *generator) finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (co
 	if err != nil {
 		return container.Spec{}, fmt.Errorf("encode specification: %w", err)
 	}
-	return container.Spec{JSON: b, User: userOf(s), Mounts: cfg.GetMounts(), StopSignal: signal.Name}, nil
+	return container.Spec{JSON: b, User: userOf(s), StopSignal: signal.Name}, nil
+}
+
+// withRefs are the mounts with the digests of those that are images.
+func withRefs(mounts []*cri.Mount, refs map[int]string) []*cri.Mount {
+	out := slices.Clone(mounts)
+	for i, ref := range refs {
+		out[i] = proto.Clone(out[i]).(*cri.Mount)
+		out[i].Image.ImageRef = ref
+	}
+	return out
 }
 
 // check brings a specification that others have changed back to what this host

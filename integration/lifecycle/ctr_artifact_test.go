@@ -18,6 +18,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/integration/daemon"
+	"github.com/gantry-cri/gantry/integration/images"
 	"github.com/gantry-cri/gantry/integration/registry"
 )
 
@@ -301,4 +302,52 @@ func TestIMM_31_Artifacts(t *testing.T) {
 		t.Error("the other one, with the same configuration, went with it")
 	}
 	removeImage(t, d, otherID)
+}
+
+// TestCTR_06_ImageVolumeDigest: a status says which image a volume is, as it does
+// of the container's own.
+func TestCTR_06_ImageVolumeDigest(t *testing.T) {
+	t.Parallel()
+	d := start(t)
+	b := newBoxOn(t, d)
+	r := registry.StartT(t, registry.Options{})
+	ref, manifest := pushArtifact(t, r, "digest/model:1", artifactFile{"a", "a\n"})
+	model := mustPull(t, d, ref)
+	img := images.MustBuild(images.Spec{Env: []string{"VOLUME=digest"}})
+	b.image = pulledImage(t, d, "digest/own:1", img)
+	asked := []*cri.Mount{
+		fromImage(model, "", "/model"), {HostPath: t.TempDir(), ContainerPath: "/host"}, fromImage(idOf(t, img), "bin", "/by-id"), fromImage(b.image, "", "/by-tag"),
+	}
+	id := b.run(b.withMounts("app", asked...))
+	own := b.image[:strings.LastIndexByte(b.image, ':')] + "@" + digestOf(t, img)
+	check := func() {
+		t.Helper()
+		s := b.status(id)
+		if s.ImageRef != own {
+			t.Errorf("the container's image is %s, want %s", s.ImageRef, own)
+		}
+		for i, want := range []string{r.Ref("digest/model@" + manifest.Digest.String()), "", own, own} {
+			m := proto.Clone(asked[i]).(*cri.Mount)
+			if want != "" {
+				m.Image.ImageRef = want
+			}
+			if !proto.Equal(s.Mounts[i], m) {
+				t.Errorf("status has mount %v, want %v", s.Mounts[i], m)
+			}
+		}
+	}
+	check()
+	// It stays what it was, whatever becomes of the image.
+	removeImage(t, d, model)
+	d.Kill()
+	d.Up()
+	check()
+	// A kubelet that repeats its request means the same container.
+	created := b.withMounts("again", asked[1:]...)
+	first := b.mustCreate(created)
+	if second := b.mustCreate(created); second != first {
+		t.Errorf("created %s, and then %s", first, second)
+	}
+	b.remove(first)
+	b.remove(id)
 }
