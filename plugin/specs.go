@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -40,6 +41,7 @@ type generator struct {
 	devices    *cdi.Devices
 	labels     *selinux.Labels
 	hooksDirs  []string
+	rules      host.MountRules
 	host       facts.Host
 	policy     spec.Policy
 	workloads  []config.Workload
@@ -66,7 +68,7 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if in.Namespaces, err = g.namespaces(req.Sandbox, cfg); err != nil {
 		return container.Spec{}, err
 	}
-	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts(), req.Volumes.Images, mountRules(g.node)); err != nil {
+	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts(), req.Volumes.Images, g.rules); err != nil {
 		return container.Spec{}, err
 	}
 	if in.Labels, err = selinux.Container(req.Sandbox.Labels, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions()); err != nil {
@@ -313,8 +315,16 @@ func (g *generator) nodes(in *spec.ContainerInput) error {
 	return err
 }
 
-func mountRules(c config.Containers) host.MountRules {
-	return host.MountRules{Prefix: c.BindMountPrefix, Reject: c.AbsentMountSourcesToReject}
+func mountRules(n node, c config.Containers) (host.MountRules, error) {
+	r := host.MountRules{Prefix: c.BindMountPrefix, Reject: c.AbsentMountSourcesToReject}
+	for _, dir := range []string{n.rootDir, n.stateDir} {
+		store, err := filepath.EvalSymlinks(filepath.Dir(dir)) // containerd's
+		if err != nil {
+			return r, fmt.Errorf("find the store: %w", err)
+		}
+		r.Store = append(r.Store, store)
+	}
+	return r, nil
 }
 
 // zoneOf is the file of the time zone, "" for none.
