@@ -80,7 +80,7 @@ func (i imageSource) Resolve(ctx context.Context, spec *cri.ImageSpec, h record.
 	if h, err = i.handlers.For(h, r.Config.Platform); err != nil {
 		return container.Image{}, err
 	}
-	return container.Image{Image: r.Image, Config: r.Config.Config, Parent: r.ChainID, Snapshotter: r.Snapshotter, Handler: h}, nil
+	return container.Image{Image: r.Image, Artifact: r.Artifact, Config: r.Config.Config, Parent: r.ChainID, Snapshotter: r.Snapshotter, Handler: h}, nil
 }
 
 // tasks is container.Tasks.

@@ -12,6 +12,7 @@ import (
 	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/artifact"
 	"github.com/gantry-cri/gantry/plugin/handler"
 	"github.com/gantry-cri/gantry/plugin/image"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
@@ -22,7 +23,7 @@ import (
 func newImages(ctx context.Context, n node, handlers *handler.Handlers, cfg settings, g *lifecycle.Group) (*image.Service, error) {
 	return image.New(ctx, image.Options{
 		Images: n.client.ImageService(), Content: n.client.ContentStore(), Leases: n.client.LeasesService(),
-		Applier: diff.Applier(n.client.DiffService()), Events: n.client.EventService(),
+		Applier: diff.Applier(n.client.DiffService()), Files: newFiles(n, cfg.images), Events: n.client.EventService(),
 		Collect:      func(ctx context.Context) error { return collect(ctx, n.db) },
 		Snapshotters: snapshotters(n), Snapshotter: cfg.images.Snapshotter,
 		Handlers: imageHandlers(handlers, cfg.images), Registry: registryOf(cfg.images.Registry),
@@ -35,6 +36,16 @@ func newImages(ctx context.Context, n node, handlers *handler.Handlers, cfg sett
 		},
 		StatsPeriod: cfg.images.StatsCollectPeriod, Group: g,
 	})
+}
+
+// newFiles lays artifacts out. With SELinux each file must have a label of its own,
+// as the content store's is not for containers to read.
+func newFiles(n node, c config.Images) *artifact.Writer {
+	o := artifact.Options{Content: n.client.ContentStore(), Copy: n.facts.SELinux, Sync: c.PullWithSyncFS}
+	if p := n.ic.Plugins().Get(plugins.ContentPlugin, "content"); p != nil {
+		o.BlobRoot = p.Meta.Exports["root"]
+	}
+	return artifact.New(o)
 }
 
 func collect(ctx context.Context, db *metadata.DB) error {

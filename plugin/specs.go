@@ -4,12 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/config"
@@ -38,6 +41,7 @@ type generator struct {
 	devices    *cdi.Devices
 	labels     *selinux.Labels
 	hooksDirs  []string
+	rules      host.MountRules
 	host       facts.Host
 	policy     spec.Policy
 	workloads  []config.Workload
@@ -64,7 +68,7 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if in.Namespaces, err = g.namespaces(req.Sandbox, cfg); err != nil {
 		return container.Spec{}, err
 	}
-	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts(), req.Volumes.Images, mountRules(g.node)); err != nil {
+	if in.Mounts, err = host.ResolveMounts(cfg.GetMounts(), req.Volumes.Images, g.rules); err != nil {
 		return container.Spec{}, err
 	}
 	if in.Labels, err = selinux.Container(req.Sandbox.Labels, cfg.GetLinux().GetSecurityContext().GetSelinuxOptions()); err != nil {
@@ -99,6 +103,7 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	if err != nil {
 		return container.Spec{}, err
 	}
+	out.Mounts = withRefs(cfg.GetMounts(), req.Volumes.Refs)
 	// Last, as it changes what is the user's.
 	return out, selinux.Relabel(in.Labels, relabelled(cfg.GetMounts(), in.Mounts, in.Volumes), in.Pod.GetAnnotations()[trySkipRelabel] == "true")
 }
@@ -148,7 +153,17 @@ func (g *generator) finish(in spec.ContainerInput, cfg *cri.ContainerConfig) (co
 	if err != nil {
 		return container.Spec{}, fmt.Errorf("encode specification: %w", err)
 	}
-	return container.Spec{JSON: b, User: userOf(s), Mounts: cfg.GetMounts(), StopSignal: signal.Name}, nil
+	return container.Spec{JSON: b, User: userOf(s), StopSignal: signal.Name}, nil
+}
+
+// withRefs are the mounts with the digests of those that are images.
+func withRefs(mounts []*cri.Mount, refs map[int]string) []*cri.Mount {
+	out := slices.Clone(mounts)
+	for i, ref := range refs {
+		out[i] = proto.Clone(out[i]).(*cri.Mount)
+		out[i].Image.ImageRef = ref
+	}
+	return out
 }
 
 // check brings a specification that others have changed back to what this host
@@ -300,8 +315,16 @@ func (g *generator) nodes(in *spec.ContainerInput) error {
 	return err
 }
 
-func mountRules(c config.Containers) host.MountRules {
-	return host.MountRules{Prefix: c.BindMountPrefix, Reject: c.AbsentMountSourcesToReject}
+func mountRules(n node, c config.Containers) (host.MountRules, error) {
+	r := host.MountRules{Prefix: c.BindMountPrefix, Reject: c.AbsentMountSourcesToReject}
+	for _, dir := range []string{n.rootDir, n.stateDir} {
+		store, err := filepath.EvalSymlinks(filepath.Dir(dir)) // containerd's
+		if err != nil {
+			return r, fmt.Errorf("find the store: %w", err)
+		}
+		r.Store = append(r.Store, store)
+	}
+	return r, nil
 }
 
 // zoneOf is the file of the time zone, "" for none.

@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -399,4 +400,67 @@ func TestMNT_27_VolatileOverlay(t *testing.T) {
 		t.Errorf("start what was created before: %v", err)
 	}
 	wantVolatile(created)
+}
+
+// TestMNT_21_StoreRoot: a container that mounts a directory with the store in it
+// keeps no other container's root filesystem.
+func TestMNT_21_StoreRoot(t *testing.T) {
+	t.Parallel()
+	d := start(t)
+	// As the root of a machine with an init system is.
+	d.Stop()
+	if err := errors.Join(unix.Mount(d.State, d.State, "", unix.MS_BIND, ""), unix.Mount("", d.State, "", unix.MS_SHARED, "")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.RemovePods(context.Background()); err != nil {
+			t.Error(err)
+		}
+		d.Stop()
+		if err := unix.Unmount(d.State, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	d.Up()
+	b := newBoxOn(t, d)
+	probe := filepath.Join(d.State, "probe")
+	mountTmpfs(t, probe)
+	before := b.run(b.sleeper("before"))
+	asked := []*cri.Mount{{HostPath: d.Dir, ContainerPath: "/above"}, {HostPath: d.State, ContainerPath: "/state", Readonly: true}}
+	watcher := b.run(b.withMounts("watcher", asked...))
+	for i, m := range b.status(watcher).Mounts {
+		if !proto.Equal(m, asked[i]) {
+			t.Errorf("status has %v, asked was %v", m, asked[i])
+		}
+	}
+	sees := func(point string) (n int) {
+		for line := range strings.Lines(readHost(t, fmt.Sprintf("/proc/%d/mountinfo", b.pid(watcher)))) {
+			if strings.Contains(line, "/"+point+" ") {
+				n++
+			}
+		}
+		return n
+	}
+	after := b.run(b.sleeper("after"))
+	for _, id := range []string{before, after} {
+		// Once in each mount at least: there are mounts of mounts.
+		if n := sees(id + "/rootfs"); n < 2 {
+			t.Errorf("%d mounts of %s are seen", n, id)
+		}
+		b.remove(id)
+		if n := sees(id + "/rootfs"); n != 0 {
+			t.Errorf("%d mounts of %s are kept", n, id)
+		}
+	}
+	// One whose directory stays: with the directory the kernel takes all mounts
+	// there away.
+	if n := sees("probe"); n < 2 {
+		t.Errorf("%d mounts of the probe are seen", n)
+	}
+	if err := unix.Unmount(probe, 0); err != nil {
+		t.Fatal(err)
+	}
+	if n := sees("probe"); n != 0 {
+		t.Errorf("%d mounts of the probe are kept", n)
+	}
 }

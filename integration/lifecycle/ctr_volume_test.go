@@ -128,8 +128,12 @@ func TestMNT_09_ImageVolume(t *testing.T) {
 		t.Fatalf("status has %v", got)
 	}
 	for i, m := range asked {
-		if !proto.Equal(m, got[i]) {
-			t.Errorf("status has %v, asked was %v", got[i], m)
+		told := proto.Clone(got[i]).(*cri.Mount)
+		if told.Image != nil {
+			told.Image.ImageRef = "" // TestCTR_06 looks at it
+		}
+		if !proto.Equal(m, told) {
+			t.Errorf("status has %v, asked was %v", told, m)
 		}
 	}
 	created := b.mustCreate(b.withMounts("later", asked...))

@@ -57,7 +57,10 @@ type Images interface {
 // Image is an image as a container needs it.
 type Image struct {
 	record.Image
-	Config imagespec.ImageConfig
+	// Artifact is the type of an artifact, of which no container can be made; ""
+	// for an image.
+	Artifact string
+	Config   imagespec.ImageConfig
 	// Parent names the committed snapshot of its layers.
 	Parent string
 	// Snapshotter has that snapshot.

@@ -383,6 +383,11 @@ func TestCreateRefuses(t *testing.T) {
 	if _, err := d.Create(ctx, absent); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "resolve image") {
 		t.Errorf("absent image: %v", err)
 	}
+	artifact := d.request()
+	artifact.Config.Image.Image = "artifact"
+	if _, err := d.Create(ctx, artifact); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "config.image") {
+		t.Errorf("artifact: %v", err)
+	}
 	if _, err := d.Create(ctx, container.Request{SandboxID: record.NewID(), Config: absent.Config}); !errdefs.IsNotFound(err) {
 		t.Errorf("absent sandbox: %v", err)
 	}

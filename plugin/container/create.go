@@ -83,6 +83,9 @@ func (s *Service) create(ctx context.Context, sb record.Sandbox, req Request) (c
 	if err != nil {
 		return c, fmt.Errorf("resolve image: %w", err)
 	}
+	if img.Artifact != "" {
+		return c, fmt.Errorf("config.image: %s is an artifact of type %s, no container image; it can be mounted as a volume: %w", img.Name, img.Artifact, errdefs.ErrFailedPrecondition)
+	}
 	c = record.Container{
 		ID: record.NewID(), SandboxID: sb.ID, Config: req.Config, Handler: img.Handler, Image: img.Image,
 		Phase: record.ContainerCreating, CreatedAt: time.Now(), LogPath: logPath(sb.Config, req.Config),

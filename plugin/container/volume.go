@@ -28,6 +28,9 @@ type VolumeSet struct {
 	// Images are where the images of the configuration's mounts are, by the
 	// mount's index.
 	Images map[int]string
+	// Refs say what these images are, as a container's record does of its own:
+	// their digests, by the mount's index.
+	Refs map[int]string
 	// Declared are the directories for the volumes that the container's own
 	// image declares.
 	Declared []facts.Mount
@@ -49,13 +52,13 @@ func (e *ImageVolumeError) Unwrap() error { return e.Err }
 
 // makeVolumes makes all volumes of a container.
 func (s *Service) makeVolumes(ctx context.Context, sb record.Sandbox, c record.Container, declared []string, rootfs []mount.Mount) (v VolumeSet, err error) {
-	v.Images = map[int]string{}
+	v.Images, v.Refs = map[int]string{}, map[int]string{}
 	for i, m := range c.Config.GetMounts() {
 		if m.GetImage() == nil {
 			continue
 		}
 		operation.Stage(ctx, "mount image volume")
-		if v.Images[i], err = s.mountImage(ctx, sb, c, i); err != nil {
+		if v.Images[i], v.Refs[i], err = s.mountImage(ctx, sb, c, i); err != nil {
 			return v, &ImageVolumeError{Field: fmt.Sprintf("config.mounts[%d]", i), Err: err}
 		}
 	}
@@ -73,16 +76,18 @@ func (s *Service) makeVolumes(ctx context.Context, sb record.Sandbox, c record.C
 }
 
 // mountImage mounts the image of mount i, with the owners of the pod's user
-// namespace. The image must be on the node: the kubelet has pulled it.
-func (s *Service) mountImage(ctx context.Context, sb record.Sandbox, c record.Container, i int) (string, error) {
+// namespace, and returns where it is and what. The image must be on the node: the
+// kubelet has pulled it.
+func (s *Service) mountImage(ctx context.Context, sb record.Sandbox, c record.Container, i int) (path, ref string, err error) {
 	m := c.Config.GetMounts()[i]
 	img, err := s.Images.Resolve(ctx, m.GetImage(), c.Handler)
 	if err != nil {
-		return "", err
+		return "", "", err
 	}
 	view, err := s.Snapshots.View(ctx, img.Snapshotter, c.VolumeKey(i), img.Parent, sb.UserNS())
 	if err != nil {
-		return "", fmt.Errorf("view image: %w", err)
+		return "", "", fmt.Errorf("view image: %w", err)
 	}
-	return s.Volumes.Mount(ctx, c.ID, i, view, m.GetImageSubPath())
+	path, err = s.Volumes.Mount(ctx, c.ID, i, view, m.GetImageSubPath())
+	return path, img.Ref, err
 }

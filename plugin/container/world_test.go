@@ -195,7 +195,11 @@ func (images) Resolve(_ context.Context, spec *cri.ImageSpec, h record.Handler) 
 	if ref == "absent" {
 		return container.Image{}, fmt.Errorf("image %q: %w", ref, errdefs.ErrNotFound)
 	}
-	return container.Image{Image: record.Image{ID: "sha256:1", Name: ref}, Parent: "chain", Snapshotter: "overlayfs", Handler: h}, nil
+	kind := ""
+	if ref == "artifact" {
+		kind = "application/x-test"
+	}
+	return container.Image{Image: record.Image{ID: "sha256:1", Name: ref}, Artifact: kind, Parent: "chain", Snapshotter: "overlayfs", Handler: h}, nil
 }
 
 // snapshots: a layer is there or not.

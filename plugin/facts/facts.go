@@ -10,6 +10,7 @@ package facts
 import (
 	"slices"
 
+	"github.com/opencontainers/go-digest"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -113,6 +114,14 @@ type Mount struct {
 	UIDMappings, GIDMappings []*cri.IDMapping
 	// Options are further options of the mount: "noexec", "nodev", "nosuid".
 	Options []string
+}
+
+// File is a file whose content is in the content store.
+type File struct {
+	// Name is a clean path below some directory: it is relative and has no "..".
+	Name   string
+	Digest digest.Digest
+	Size   int64
 }
 
 // Device is a device node found on the host.

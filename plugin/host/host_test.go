@@ -231,6 +231,27 @@ func TestResolveMounts(t *testing.T) {
 	}
 }
 
+// TestMountRulesPropagation: what has a part of the store in it lets unmounts
+// pass.
+func TestMountRulesPropagation(t *testing.T) {
+	const private, slave, shared = cri.MountPropagation_PROPAGATION_PRIVATE, cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER, cri.MountPropagation_PROPAGATION_BIDIRECTIONAL
+	rules := MountRules{Store: []string{"/var/lib/store", "/run/store"}}
+	for source, want := range map[string]cri.MountPropagation{
+		"/": slave, "/var": slave, "/var/lib/store": slave, "/run/store": slave, "/run/store/task": slave,
+		"/var/lib/stores": private, "/var/lib/st": private, "/etc": private, "/running": private,
+	} {
+		if got := rules.propagation(&cri.Mount{}, source); got != want {
+			t.Errorf("%s: %s, want %s", source, got, want)
+		}
+		if got := rules.propagation(&cri.Mount{Propagation: shared}, source); got != shared {
+			t.Errorf("%s: shared becomes %s", source, got)
+		}
+		if got := rules.propagation(&cri.Mount{Readonly: true, RecursiveReadOnly: true}, source); got != private {
+			t.Errorf("%s: recursively read-only becomes %s", source, got)
+		}
+	}
+}
+
 func TestResolveMountsChecksPeerGroup(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to mount")

@@ -29,6 +29,25 @@ type MountRules struct {
 	Prefix string
 	// Reject are paths that are not made when they do not exist.
 	Reject []string
+	// Store are directories, without links, in which root filesystems are mounted.
+	Store []string
+}
+
+// propagation is what a mount gets: one with a part of the store in it would, if
+// it were private, keep every root filesystem mounted that it has seen, whatever
+// becomes of the container. What is not to be written at all stays as it is: what
+// propagates into such a mount could be.
+func (r MountRules) propagation(m *cri.Mount, source string) cri.MountPropagation {
+	private := m.GetPropagation() == cri.MountPropagation_PROPAGATION_PRIVATE && !m.GetRecursiveReadOnly()
+	if private && slices.ContainsFunc(r.Store, func(dir string) bool { return within(dir, source) || within(source, dir) }) {
+		return cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
+	}
+	return m.GetPropagation()
+}
+
+// within reports whether p is dir or below it.
+func within(dir, p string) bool {
+	return dir == "/" || p == dir || strings.HasPrefix(p, dir+"/")
 }
 
 // ResolveMounts resolves the host paths of a container's mounts, in order. A
@@ -64,7 +83,7 @@ func ResolveMounts(mounts []*cri.Mount, images map[int]string, rules MountRules)
 			Destination:       filepath.Clean(m.GetContainerPath()),
 			Readonly:          m.GetReadonly(),
 			RecursiveReadonly: m.GetRecursiveReadOnly(),
-			Propagation:       m.GetPropagation(),
+			Propagation:       rules.propagation(m, source),
 			UIDMappings:       m.GetUidMappings(),
 			GIDMappings:       m.GetGidMappings(),
 			Options:           m.GetMountOptions(),
@@ -144,8 +163,7 @@ func checkPropagation(source string, p cri.MountPropagation, infos []*mountinfo.
 // above it, and of several there the last, which hides the others.
 func mountOf(p string, infos []*mountinfo.Info) (found *mountinfo.Info) {
 	for _, m := range infos {
-		above := m.Mountpoint == "/" || p == m.Mountpoint || strings.HasPrefix(p, m.Mountpoint+"/")
-		if above && (found == nil || len(m.Mountpoint) >= len(found.Mountpoint)) {
+		if within(m.Mountpoint, p) && (found == nil || len(m.Mountpoint) >= len(found.Mountpoint)) {
 			found = m
 		}
 	}

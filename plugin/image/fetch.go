@@ -88,6 +88,9 @@ func (j *job) transfer(ctx context.Context, target imagespec.Descriptor, fetcher
 		return atStage(stageFetch, err)
 	}
 	fetchErr := images.Dispatch(ctx, unpacker.Unpack(handler), nil, target)
+	if fetchErr == nil {
+		fetchErr = j.artifact(ctx, store, fetcher, target)
+	}
 	if fetchErr != nil {
 		cancel(fetchErr)
 	}
@@ -135,7 +138,15 @@ func (j *job) handler(store content.Store, fetcher remotes.Fetcher) (images.Hand
 	children = requirePlatform(children, j.platform, j.want)
 	children = images.FilterPlatforms(children, j.platform)
 	children = images.LimitManifests(children, j.platform, 1)
-	steps := []images.Handler{images.HandlerFunc(checkSize), j.fetch(store, fetcher), requireImage(children)}
+	handler, err := j.labelled(store, images.HandlerFunc(checkSize), j.fetch(store, fetcher), imagesOnly(children))
+	if err != nil || j.named == nil || j.s.o.Policy.NoAnnotations {
+		return handler, err
+	}
+	return snlabels.AppendInfoHandlerWrapper(j.named.String())(handler), nil
+}
+
+// labelled takes the steps, and then notes at each blob where it came from.
+func (j *job) labelled(store content.Store, steps ...images.Handler) (images.Handler, error) {
 	if j.named == nil {
 		return images.Handlers(steps...), nil
 	}
@@ -143,11 +154,7 @@ func (j *job) handler(store content.Store, fetcher remotes.Fetcher) (images.Hand
 	if err != nil {
 		return nil, err
 	}
-	handler := images.Handlers(append(steps, source)...)
-	if j.s.o.Policy.NoAnnotations {
-		return handler, nil
-	}
-	return snlabels.AppendInfoHandlerWrapper(j.named.String())(handler), nil
+	return images.Handlers(append(steps, source)...), nil
 }
 
 // fetch brings one blob into the content store, or leaves nothing of it. One
@@ -227,23 +234,18 @@ func checkSize(_ context.Context, desc imagespec.Descriptor) ([]imagespec.Descri
 	return nil, nil
 }
 
-// requireImage refuses a manifest that is some other artifact's.
-func requireImage(children images.HandlerFunc) images.HandlerFunc {
+// imagesOnly stops at the manifest of an artifact: its blobs are no layers, nor is
+// there anything below them, whatever their types say; see job.artifact.
+func imagesOnly(children images.HandlerFunc) images.HandlerFunc {
 	return func(ctx context.Context, desc imagespec.Descriptor) ([]imagespec.Descriptor, error) {
 		out, err := children(ctx, desc)
 		if err != nil || !images.IsManifestType(desc.MediaType) {
 			return out, err
 		}
-		for _, c := range out {
-			if images.IsConfigType(c.MediaType) {
-				return out, nil
-			}
+		if len(out) > 0 && images.IsConfigType(out[0].MediaType) {
+			return out, nil
 		}
-		kind := ""
-		if len(out) > 0 {
-			kind = out[0].MediaType
-		}
-		return nil, fmt.Errorf("not a container image, its configuration is %q: %w", plain(kind), errdefs.ErrFailedPrecondition)
+		return nil, nil
 	}
 }
 

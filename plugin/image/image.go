@@ -1,4 +1,5 @@
-// Package image pulls, lists, resolves and removes container images.
+// Package image pulls, lists, resolves and removes container images, and other
+// artifacts that are mounted as volumes.
 //
 // It owns the image records of containerd's namespace "k8s.io", the pulls that
 // are running and an index in memory that is a projection of the image store.
@@ -8,7 +9,8 @@
 // a pull or a removal.
 //
 // Start reading at Service.Pull in pull.go, then fetch.go for the pipeline,
-// registry.go for who gets which credentials, and index.go for the projection.
+// artifact.go for what is no image, registry.go for who gets which credentials,
+// and index.go for the projection.
 package image
 
 import (
@@ -102,6 +104,7 @@ type Options struct {
 	Content content.Store
 	Leases  Leases
 	Applier diff.Applier
+	Files   Files
 	// Events tells of changes others make to the image store.
 	Events events.Subscriber
 	// Collect runs containerd's garbage collector and waits for it.
@@ -184,6 +187,9 @@ func New(ctx context.Context, o Options) (*Service, error) {
 // configuration and where its root filesystem is.
 type Resolved struct {
 	record.Image
+	// Artifact is the type of an artifact, of which no container can be made; ""
+	// for an image.
+	Artifact string
 	// Config is the image's configuration. Read only.
 	Config imagespec.Image
 	// ChainID names the committed snapshot that is the parent of the

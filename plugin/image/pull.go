@@ -162,7 +162,7 @@ func (s *Service) fetchAndTag(ctx context.Context, j *job, key pullKey) (string,
 	if err != nil {
 		return "", atStage(stageFetch, err)
 	}
-	if j.chosen && !images.IsIndexType(target.MediaType) && !j.platform.Match(p.config.Platform) {
+	if j.chosen && p.artifact == "" && !images.IsIndexType(target.MediaType) && !j.platform.Match(p.config.Platform) {
 		return "", atStage(stageFetch, notMade(j.want, []string{offer(p.config.Platform)}))
 	}
 	if err := s.checkUnpacked(ctx, p, key.snapshotter); err != nil {

@@ -80,9 +80,10 @@ func (s *Service) Status(_ context.Context, spec *cri.ImageSpec, verbose bool) (
 		return img.cri, nil, nil
 	}
 	info, err := json.Marshal(struct {
-		ChainID   string          `json:"chainID"`
-		ImageSpec imagespec.Image `json:"imageSpec"`
-	}{img.chainID, img.config})
+		ChainID      string          `json:"chainID"`
+		ImageSpec    imagespec.Image `json:"imageSpec"`
+		ArtifactType string          `json:"artifactType,omitempty"`
+	}{img.chainID, img.config, img.artifact})
 	if err != nil {
 		return nil, nil, fmt.Errorf("image status: describe %s: %w", img.id, err)
 	}
@@ -105,7 +106,7 @@ func (s *Service) Resolve(ctx context.Context, spec *cri.ImageSpec, handler stri
 		return Resolved{}, fmt.Errorf("find image %q: %w", ref, s.missing(inNamespace(ctx), v, ref, choice))
 	}
 	r := Resolved{
-		Image: describe(img, ref), Config: img.config, ChainID: img.chainID,
+		Image: describe(img, ref), Artifact: img.artifact, Config: img.config, ChainID: img.chainID,
 		Snapshotter: s.snapshotterOf(handler), Size: img.size, Annotations: img.annotations,
 	}
 	if err := s.ensureUnpacked(inNamespace(ctx), img, r.Snapshotter); err != nil {

@@ -68,9 +68,10 @@ func checkHere(ctx context.Context, store content.InfoProvider, desc imagespec.D
 	return sameSize(desc, info.Size)
 }
 
-// parsed is an image as its content describes it. Immutable.
+// parsed is an image, or an artifact, as its content describes it. Immutable.
 type parsed struct {
 	id          string
+	artifact    string // the type of an artifact, "" for an image
 	config      imagespec.Image
 	chainID     string
 	size        int64
@@ -93,11 +94,15 @@ func (r reader) image(ctx context.Context, target imagespec.Descriptor, platform
 	}
 	target.Size = info.Size // a record can say anything
 	manifest, err := images.Manifest(ctx, store, target, platform)
-	if err != nil {
+	if err != nil || !images.IsConfigType(manifest.Config.MediaType) {
+		a, other := r.artifact(ctx, target, platform)
+		if other == nil {
+			return r.parse(ctx, target, a)
+		}
+		if err == nil || !errdefs.IsNotFound(other) {
+			err = other
+		}
 		return nil, fmt.Errorf("read manifest: %w", err)
-	}
-	if !images.IsConfigType(manifest.Config.MediaType) {
-		return nil, fmt.Errorf("read manifest: configuration is %q, this is no image: %w", plain(manifest.Config.MediaType), errdefs.ErrNotFound)
 	}
 	raw, err := content.ReadBlob(ctx, store, manifest.Config)
 	if err != nil {

@@ -109,7 +109,7 @@ func (w *world) start(change func(*Options)) {
 	w.t.Helper()
 	group := lifecycle.New(w.ctx)
 	o := Options{
-		Images: w.images, Content: w.content, Leases: w.leases, Applier: w.applier, Events: w.events,
+		Images: w.images, Content: w.content, Leases: w.leases, Applier: w.applier, Files: plainFiles{content: w.content}, Events: w.events,
 		Collect: func(ctx context.Context) error { _, err := w.mdb.GarbageCollect(ctx); return err },
 		Snapshotters: map[string]Snapshotter{
 			"overlayfs": {Snapshotter: w.mdb.Snapshotter("overlayfs"), Root: filepath.Join(w.root, "overlayfs"), Capabilities: []string{snapshots.RebaseCap}},
