@@ -238,7 +238,7 @@ var runtimeKeys = []Key{
 	{Plugin: RuntimePlugin, Path: "cni.status_grace_period", Default: time.Duration(0), own: true,
 		Doc: "gantry's own. How long the network of the node counts as ready after STATUS began to fail, for plugins that are being upgraded."},
 	{Plugin: RuntimePlugin, Path: "cni.host_ports", Default: string(HostPortsAuto), own: true,
-		Doc: "gantry's own. Who makes ports of the node lead to pods that ask for them: \"cni\" for the network's plugins, \"native\" for gantry itself with nftables, \"auto\" for the plugins if one has the capability portMappings and else gantry, or \"off\" for nobody."},
+		Doc: "gantry's own. Who makes ports of the node lead to pods that ask for them: \"cni\" for the network's plugins, \"native\" for gantry itself, \"auto\" for the plugins if one has the capability portMappings and else gantry, or \"off\" for nobody. gantry does it with nftables, or with iptables where the kernel has no nftables; \"nftables\" and \"iptables\" are \"native\" with that one."},
 	{Plugin: RuntimePlugin, Path: "cni.check_on_start", Default: false, own: true,
 		Doc: "gantry's own. After a start of the daemon, ask the plugins (CNI CHECK) whether the network of every pod that runs is as it was made, and log what is not."},
 

@@ -89,7 +89,7 @@ func TestRefused(t *testing.T) {
 		"two untrusted": {rt + "containerd.runtimes.untrusted.runtime_type = 'a'\ncontainerd.untrusted_workload_runtime.runtime_type = 'b'",
 			inRuntime + "containerd.untrusted_workload_runtime", "second definition"},
 		"bad preference": {rt + "cni.ip_pref = 'ipv5'", inRuntime + "cni.ip_pref", "none of"},
-		"bad host ports": {rt + "cni.host_ports = 'iptables'", inRuntime + "cni.host_ports", "none of"},
+		"bad host ports": {rt + "cni.host_ports = 'ipvs'", inRuntime + "cni.host_ports", "none of"},
 		"negative max":   {rt + "cni.max_conf_num = -1", inRuntime + "cni.max_conf_num", "negative"},
 		"bad seccomp":    {rt + "unset_seccomp_profile = 'mine.json'", inRuntime + "unset_seccomp_profile", "none of"},
 		"no sysctl":      {rt + "default_sysctls = ['net.core.somaxconn']", inRuntime + "default_sysctls", "name=value"},

@@ -157,10 +157,12 @@ type HostPorts string
 
 // The ways of host ports.
 const (
-	HostPortsAuto   HostPorts = "auto"
-	HostPortsCNI    HostPorts = "cni"
-	HostPortsNative HostPorts = "native"
-	HostPortsOff    HostPorts = "off"
+	HostPortsAuto     HostPorts = "auto"
+	HostPortsCNI      HostPorts = "cni"
+	HostPortsNative   HostPorts = "native"
+	HostPortsNFTables HostPorts = "nftables"
+	HostPortsIPTables HostPorts = "iptables"
+	HostPortsOff      HostPorts = "off"
 )
 
 // IPPreference is which of a pod's addresses comes first.
@@ -311,9 +313,9 @@ func (w *walker) cni(v values) CNI {
 	w.absolute(out.ConfTemplate, "cni", "conf_template")
 	w.notNegative(out.MaxConfNum, "cni", "max_conf_num")
 	switch out.HostPorts {
-	case HostPortsAuto, HostPortsCNI, HostPortsNative, HostPortsOff:
+	case HostPortsAuto, HostPortsCNI, HostPortsNative, HostPortsNFTables, HostPortsIPTables, HostPortsOff:
 	default:
-		w.fail([]string{"cni", "host_ports"}, "%q is none of \"auto\", \"cni\", \"native\" and \"off\"", string(out.HostPorts))
+		w.fail([]string{"cni", "host_ports"}, "%q is none of \"auto\", \"cni\", \"native\", \"nftables\", \"iptables\" and \"off\"", string(out.HostPorts))
 	}
 	switch out.IPPreference {
 	case "":

@@ -373,6 +373,7 @@ func (s *services) start(ctx context.Context) error {
 	s.background.Go("serve operations", s.serveOps)
 	s.background.Go("keep output", s.streams.keeper.Run)
 	s.background.Go("watch network", s.networks.Run)
+	s.background.Go("keep host ports", s.networks.KeepPorts)
 	s.background.Go("watch memory", func(ctx context.Context) {
 		if err := s.stats.Run(ctx); err != nil {
 			log.G(ctx).WithError(err).Error("that a container runs out of memory may go unnoticed")

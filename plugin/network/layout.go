@@ -29,8 +29,12 @@ func AttachmentsDir(cache string) string { return filepath.Join(cache, "attachme
 func NetNSPrefix(cache string) string { return ownName(cache) + "-" }
 
 // HostPortTable is the name of the table of nftables, of family inet, with the
-// ports of the node that are the pods' of a cache directory.
+// ports of the node that are the pods' of a cache directory. The names of chains
+// of iptables begin with it.
 func HostPortTable(cache string) string { return ownName(cache) }
+
+// hostPortNote returns the file that says which tool of iptables has the ports.
+func hostPortNote(cache string) string { return filepath.Join(cache, "hostports") }
 
 func ownName(cache string) string {
 	sum := sha256.Sum256([]byte(filepath.Clean(cache)))

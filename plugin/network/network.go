@@ -53,6 +53,10 @@ const (
 	HostPortsCNI HostPorts = "cni"
 	// HostPortsNative does it here and asks no plugin to.
 	HostPortsNative HostPorts = "native"
+	// HostPortsNFTables and HostPortsIPTables are HostPortsNative with one of its
+	// engines, whatever the kernel has.
+	HostPortsNFTables HostPorts = "nftables"
+	HostPortsIPTables HostPorts = "iptables"
 	// HostPortsOff neither does it nor asks a plugin to.
 	HostPortsOff HostPorts = "off"
 )
@@ -181,7 +185,7 @@ func New(c Config) (*Networks, error) {
 		kick:   make(chan struct{}, 1),
 		// They are ended by who needs their pods.
 		orphans: orphans,
-		ports:   hostport.New(HostPortTable(c.CacheDir)),
+		ports:   hostport.New(hostPortOptions(c)),
 	}
 	if err := n.recallClaims(); err != nil {
 		return nil, fmt.Errorf("configure network: %w", err)
@@ -213,9 +217,9 @@ func (c *Config) complete() error {
 	switch c.HostPorts {
 	case "":
 		c.HostPorts = HostPortsAuto
-	case HostPortsAuto, HostPortsCNI, HostPortsNative, HostPortsOff:
+	case HostPortsAuto, HostPortsCNI, HostPortsNative, HostPortsNFTables, HostPortsIPTables, HostPortsOff:
 	default:
-		return fmt.Errorf("host ports %q is none of auto, cni, native, off: %w", c.HostPorts, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("host ports %q is none of auto, cni, native, nftables, iptables, off: %w", c.HostPorts, errdefs.ErrInvalidArgument)
 	}
 	if c.MaxConfNum < 0 {
 		return fmt.Errorf("max conf num %d is negative: %w", c.MaxConfNum, errdefs.ErrInvalidArgument)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
+	"github.com/containerd/log"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/gantry-cri/gantry/plugin/network/hostport"
 )
@@ -25,6 +27,18 @@ func (n *Networks) takePorts(caps map[string]any, nets []attached) ([]portMappin
 	}
 	delete(caps, capPortMappings)
 	return ports, hostport.CheckPorts(mappings(ports))
+}
+
+// hostPortOptions say what the node's ports are mapped with.
+func hostPortOptions(c Config) hostport.Options {
+	o := hostport.Options{Name: HostPortTable(c.CacheDir), Note: hostPortNote(c.CacheDir)}
+	switch c.HostPorts {
+	case HostPortsNFTables:
+		o.Engine = hostport.NFTables
+	case HostPortsIPTables:
+		o.Engine = hostport.IPTables
+	}
+	return o
 }
 
 // mapsPorts reports whether a plugin of the networks maps ports of the node.
@@ -163,4 +177,36 @@ func (n *Networks) restorePorts(ctx context.Context, id string) error {
 		return err
 	}
 	return n.mapPorts(ctx, s, r)
+}
+
+const (
+	// keepInterval is the pause between two looks at the rules of host ports.
+	keepInterval = 5 * time.Second
+	// keepShare is how much longer the pause is than the look took: a node with
+	// very many rules of iptables spends no more on it than that part of its time.
+	keepShare = 50
+)
+
+// KeepPorts puts the rules of host ports back, until ctx ends, when somebody has
+// removed them, as a firewall does that starts anew.
+func (n *Networks) KeepPorts(ctx context.Context) {
+	pause := keepInterval
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		begin := time.Now()
+		mended, err := n.ports.Mend(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			log.G(ctx).WithError(err).Warn("host ports may not lead to their pods")
+		case mended:
+			log.G(ctx).Warn("rules of host ports were missing and have been put back: somebody else has removed them")
+		}
+		pause = max(keepInterval, keepShare*time.Since(begin))
+	}
 }

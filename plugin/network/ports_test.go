@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +24,8 @@ func TestManyHostPorts(t *testing.T) {
 	route := &netlink.Route{LinkIndex: lo.Attrs().Index, Dst: &net.IPNet{IP: net.IP{10, 88, 1, 0}, Mask: net.CIDRMask(24, 32)}}
 	mustDo(t, netlink.RouteAdd(route))
 	defer func() { mustDo(t, netlink.RouteDel(route)) }()
-	table := hostport.New("gantry-many")
+	options := hostport.Options{Name: "gantry-many", Engine: hostport.NFTables, Note: filepath.Join(t.TempDir(), "note")}
+	table := hostport.New(options)
 	var slowest time.Duration
 	for i := range pods {
 		p := hostport.Pod{ID: fmt.Sprintf("%064d", i), Addresses: []netip.Prefix{
@@ -37,7 +39,7 @@ func TestManyHostPorts(t *testing.T) {
 		slowest = max(slowest, time.Since(begin))
 	}
 	begin := time.Now()
-	next := hostport.New("gantry-many") // of the next daemon
+	next := hostport.New(options) // of the next daemon
 	mustDo(t, next.Renew(t.Context()))
 	t.Logf("slowest pod %s, all anew %s", slowest, time.Since(begin))
 	ids, err := next.Pods(t.Context())

@@ -7,12 +7,20 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// conntrackDir has a file of the times of each protocol that is tracked.
+const conntrackDir = "/proc/sys/net/netfilter"
+
+// Supported reports a protocol that the kernel cannot map. It has to know the
+// protocol's flows; that programs of the node have no sockets of it is no matter.
+func Supported(ports []Mapping) error { return supportedBy(os.DirFS(conntrackDir), ports) }
 
 // supportedBy is Supported for a directory of the kernel's settings. Without the
 // file of TCP the kernel does not track anything yet and cannot be asked.

@@ -1,20 +1,23 @@
 // Package hostport gives ports of the node to pods, in a table of nftables of its
-// own.
+// own or, on a kernel without, in chains of iptables.
 //
-// A Table is changed by whole pods, in one transaction each, which the kernel does
-// or does not do: a pod's ports are there as it has them, or as it had them
-// before. What belongs to which pod is written at the elements themselves, so the
-// table can be put right by a daemon that knows nothing but the IDs of its pods.
-// With the last pod the table goes. Claims tell who has asked for which port, so
-// that no pod takes another's.
+// A Table is changed by whole pods, in one transaction each (with iptables one of
+// each family of addresses), which the kernel does or does not do: a pod's ports
+// are there as it has them, or as it had them before. What belongs to which pod is
+// written at the elements themselves, so the table can be put right by a daemon
+// that knows nothing but the IDs of its pods. With the last pod the table goes.
+// What others remove is put back. Claims tell who has asked for which port, so that
+// no pod takes another's.
 //
 // Only traffic to addresses of the node itself is taken, from outside, from pods
 // and from the node; of the loopback addresses those of IPv4, as the kernel sends
 // nothing out that comes from the one of IPv6. The package knows no CNI and keeps
 // nothing on disk.
 //
-// Start reading at Mapping and Table; rules.go has what is in a table (pure),
-// kernel.go how it gets there, flows.go the flows that the kernel remembers.
+// Start reading at Mapping and Table; elements.go has what a pod's ports are made
+// of (pure), engine.go which engine is taken, rules.go and nftables.go the one,
+// iptables.go (pure) and xtables.go the other, flows.go the flows that the kernel
+// remembers.
 package hostport
 
 import (

@@ -141,29 +141,36 @@ func TestDifference(t *testing.T) {
 		return got
 	}
 	old, now := of(port("", 80, TCP, 8080), "a"), of(port("", 81, TCP, 8080), "a")
-	have := content{owners: map[element]string{}}
-	for e := range old {
-		have.owners[e] = "a"
-	}
 	for name, c := range map[string]struct {
 		change      change
+		lost        bool // somebody has removed what there was
 		add, remove map[element]bool
 		taken       bool
 	}{
-		"the same":        {change: change{pod: "a", want: old}},
-		"another port":    {change: change{pod: "a", want: now}, add: now, remove: old},
+		"the same":        {change: change{pod: "a", want: state{elements: old}}},
+		"another port":    {change: change{pod: "a", want: state{elements: now}}, add: now, remove: old},
 		"none":            {change: change{pod: "a"}, remove: old},
-		"another pod":     {change: change{pod: "b", want: now}, add: now},
+		"another pod":     {change: change{pod: "b", want: state{elements: now}}, add: now},
 		"nothing of mine": {change: change{pod: "b"}},
-		"taken":           {change: change{pod: "b", want: old}, taken: true},
+		"taken":           {change: change{pod: "b", want: state{elements: old}}, taken: true},
 		"anew":            {change: change{anew: true}},
+		"lost":            {lost: true, add: old},
+		"taken and lost":  {change: change{pod: "b", want: state{elements: old}}, lost: true, taken: true},
 	} {
-		add, remove, err := c.change.difference(have)
-		if errors.As(err, new(*Conflict)) != c.taken {
+		pods := map[string]state{"a": {elements: old}}
+		have := owners(pods)
+		if c.lost {
+			have = nil
+		}
+		if err := c.change.conflict(pods); errors.As(err, new(*Conflict)) != c.taken {
 			t.Errorf("%s: %v", name, err)
 		}
-		if !maps.Equal(add, c.add) || !maps.Equal(remove, c.remove) {
-			t.Errorf("%s: add %v, remove %v", name, add, remove)
+		if c.taken {
+			continue
+		}
+		got := difference(have, owners(c.change.next(pods)))
+		if !maps.Equal(got.added, c.add) || !maps.Equal(got.removed, c.remove) {
+			t.Errorf("%s: add %v, remove %v", name, got.added, got.removed)
 		}
 	}
 }

@@ -2,146 +2,19 @@ package hostport
 
 import (
 	"encoding/binary"
-	"fmt"
-	"net/netip"
 
-	"github.com/containerd/errdefs"
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
-// The sets of a table. What a mapping says is in elements of sets, and the rules
-// are the same however many there are: the kernel finds an element at once.
-const (
-	// Where a port leads to, by address, protocol and port, or by the latter
-	// two for every address.
-	bound4, bound6 = "bound4", "bound6"
-	any4, any6     = "any4", "any6"
-	// Which flows must come back by way of the node, by the range of their
-	// source, the pod, the protocol and the node's port.
-	return4, return6 = "return4", "return6"
-	// opened are the interfaces that were let route loopback addresses, which
-	// is to be taken back.
-	opened = "opened"
-)
+// The elements are in sets of a table, and its rules are the same however many
+// there are: the kernel finds an element at once.
 
-// element is one element of a set, in bytes as the kernel has them.
-type element struct {
-	set           string
-	key, end, val string
-}
-
-// Pod is a pod with ports of the node.
-type Pod struct {
-	ID string
-	// Addresses are the pod's, with the network each is in.
-	Addresses []netip.Prefix
-	Ports     []Mapping
-}
-
-// address is the pod's first address of a family.
-func (p Pod) address(v4 bool) (netip.Prefix, bool) {
-	for _, a := range p.Addresses {
-		if a.Addr().Is4() == v4 {
-			return a, true
-		}
-	}
-	return netip.Prefix{}, false
-}
-
-var (
-	loopback4 = netip.MustParsePrefix("127.0.0.0/8")
-	loopback6 = netip.IPv6Loopback()
-)
-
-// CheckPorts reports which of the ports can be mapped for no pod, or not side by
-// side.
-func CheckPorts(ports []Mapping) error {
-	for i, m := range ports {
-		if m.HostIP == loopback6 {
-			return fmt.Errorf("host port: %s: the kernel sends nothing to a pod that comes from the IPv6 loopback address: %w", m, errdefs.ErrFailedPrecondition)
-		}
-		for _, o := range ports[:i] {
-			twice := m
-			twice.PodPort = o.PodPort
-			if twice == o && m != o {
-				return fmt.Errorf("host port: %s leads to port %d and to port %d: %w", m, o.PodPort, m.PodPort, errdefs.ErrInvalidArgument)
-			}
-		}
-	}
-	return nil
-}
-
-// elements are what the sets have for a pod.
-func (p Pod) elements() (map[element]bool, error) {
-	out := map[element]bool{}
-	for _, m := range p.Ports {
-		mapped := false
-		for _, v4 := range []bool{true, false} {
-			a, has := p.address(v4)
-			if !has || !m.covers(a.Addr()) {
-				continue
-			}
-			mapped = true
-			out[m.target(a.Addr())] = true
-			out[m.back(a.Masked(), a.Addr())] = true
-			if v4 {
-				out[m.back(loopback4, a.Addr())] = true
-			}
-		}
-		if !mapped {
-			return nil, fmt.Errorf("host port: %s: the pod has no address of that family, only %v: %w", m, p.Addresses, errdefs.ErrFailedPrecondition)
-		}
-	}
-	return out, nil
-}
-
-// target is the element that leads from the node's port to the pod's.
-func (m Mapping) target(pod netip.Addr) element {
-	e := element{set: any6, val: string(pod.AsSlice()) + word(m.PodPort)}
-	key := string([]byte{byte(m.Protocol), 0, 0, 0}) + word(m.HostPort)
-	if pod.Is4() {
-		e.set = any4
-	}
-	if !m.wild() {
-		e.set = bound6
-		if pod.Is4() {
-			e.set = bound4
-		}
-		key = string(m.HostIP.AsSlice()) + key
-	}
-	e.key = key
-	return e
-}
-
-// back is the element by which a flow from a network to the pod comes back through
-// the node: to the loopback addresses nothing else would lead, and a neighbour, or
-// the pod itself, would answer past the node, from an address that nobody asked.
-func (m Mapping) back(from netip.Prefix, pod netip.Addr) element {
-	rest := string(pod.AsSlice()) + string([]byte{byte(m.Protocol), 0, 0, 0}) + word(m.HostPort)
-	e := element{set: return6, key: string(from.Addr().AsSlice()) + rest, end: string(last(from).AsSlice()) + rest}
-	if pod.Is4() {
-		e.set = return4
-	}
-	return e
-}
-
-// last is the last address of a network.
-func last(p netip.Prefix) netip.Addr {
-	b := p.Masked().Addr().AsSlice()
-	for i := p.Bits(); i < len(b)*8; i++ {
-		b[i/8] |= 0x80 >> (i % 8)
-	}
-	a, _ := netip.AddrFromSlice(b) // of the length it had
-	return a
-}
-
-// word is a port as a field of a key: such fields are four bytes long.
-func word(port uint16) string {
-	return string(binary.BigEndian.AppendUint16(nil, port)) + "\x00\x00"
-}
+// opened is the set of the interfaces that were let route loopback addresses,
+// which is to be taken back.
+const opened = "opened"
 
 // layout is what a table has besides elements.
 type layout struct {
