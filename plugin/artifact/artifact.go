@@ -92,7 +92,7 @@ func (w *Writer) file(ctx context.Context, dir string, f facts.File, done func(i
 		return err
 	}
 	target := filepath.Join(dir, f.Name)
-	if !w.o.Copy {
+	if !w.o.Copy && f.Size > 0 {
 		if blob := w.blob(f); blob != "" && os.Link(blob, target) == nil {
 			return nil
 		}
@@ -136,11 +136,13 @@ func (w *Writer) blob(f facts.File) string {
 
 // copy copies the content; a filesystem that can share it does.
 func (w *Writer) copy(ctx context.Context, f facts.File, target string, done func(int64)) (err error) {
-	from, err := w.open(ctx, f)
-	if err != nil {
-		return err
+	var from io.ReadCloser
+	if f.Size > 0 { // an empty file has no blob
+		if from, err = w.open(ctx, f); err != nil {
+			return err
+		}
+		defer from.Close()
 	}
-	defer from.Close()
 	to, err := os.OpenFile(target, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
 	if err != nil {
 		return err

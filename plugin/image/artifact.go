@@ -65,7 +65,13 @@ func (a *artifact) snapshot() string { return "gantry-artifact-" + a.manifest.Di
 
 // blobs are all that is to be downloaded.
 func (a *artifact) blobs() []imagespec.Descriptor {
-	return append([]imagespec.Descriptor{a.content.Config}, a.content.Layers...)
+	all := append([]imagespec.Descriptor{a.content.Config}, a.content.Layers...)
+	return slices.DeleteFunc(all, isEmpty)
+}
+
+// isEmpty reports whether a blob is that of an empty file, which no store keeps.
+func isEmpty(d imagespec.Descriptor) bool {
+	return d.Size == 0 && d.Digest.Validate() == nil && d.Digest == d.Digest.Algorithm().FromBytes(nil)
 }
 
 // artifact reads the artifact that target is on a platform. NotFound means that

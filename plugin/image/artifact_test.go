@@ -131,9 +131,12 @@ func (p plainFiles) Write(ctx context.Context, root []mount.Mount, files []facts
 					return err
 				}
 			}
-			b, err := content.ReadBlob(ctx, p.content, imagespec.Descriptor{Digest: f.Digest, Size: f.Size})
-			if err != nil {
-				return err
+			var b []byte
+			if f.Size > 0 {
+				var err error
+				if b, err = content.ReadBlob(ctx, p.content, imagespec.Descriptor{Digest: f.Digest, Size: f.Size}); err != nil {
+					return err
+				}
 			}
 			name := filepath.Join(dir, f.Name)
 			if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, b, 0o444)); err != nil {
@@ -174,7 +177,7 @@ func putManifest(t *testing.T, r *registry.Registry, repo, tag, mediaType string
 func TestPullArtifact(t *testing.T) {
 	reg := registry.StartT(t, registry.Options{})
 	w := newWorld(t, nil)
-	m := artifactOf(t, reg, "model", map[string]string{"a": "one", "dir/b": "two"})
+	m := artifactOf(t, reg, "model", map[string]string{"a": "one", "dir/b": "two", "empty": ""})
 	ref, target := putManifest(t, reg, "model", "v1", m.MediaType, m)
 	id := w.pull(ref)
 	if id != target.Digest.String() {
