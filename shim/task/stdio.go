@@ -94,9 +94,11 @@ func openOutput(ctx context.Context, path string) (*os.File, error) {
 	if file != "" {
 		return openRaw(file, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
 	}
-	if err := awaitReader(ctx, path); err != nil {
+	release, err := awaitReader(ctx, path)
+	if err != nil {
 		return nil, err
 	}
+	defer release()
 	return openRaw(path, unix.O_RDWR)
 }
 
@@ -117,27 +119,26 @@ func outputFile(path string) (string, error) {
 
 // awaitReader returns when somebody has the FIFO open for reading, or after a
 // while: what is written before is lost when the process ends sooner than its
-// reader comes.
-func awaitReader(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, readerLimit)
-	defer cancel()
+// reader comes. Until release the reader finds no end.
+func awaitReader(ctx context.Context, path string) (release func(), err error) {
+	limit := time.NewTimer(readerLimit)
+	defer limit.Stop()
 	tick := time.NewTicker(readerPoll)
 	defer tick.Stop()
 	for {
-		fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		f, err := openRaw(path, unix.O_WRONLY|unix.O_NONBLOCK)
 		if err == nil {
-			return unix.Close(fd)
+			return func() { f.Close() }, nil
 		}
 		if !errors.Is(err, unix.ENXIO) {
-			return &os.PathError{Op: "open", Path: path, Err: err}
+			return nil, err
 		}
 		select {
 		case <-tick.C:
+		case <-limit.C:
+			return func() {}, nil
 		case <-ctx.Done():
-			if errors.Is(context.Cause(ctx), context.Canceled) {
-				return context.Canceled
-			}
-			return nil
+			return nil, fmt.Errorf("wait for a reader: %w", ctx.Err())
 		}
 	}
 }
@@ -247,16 +248,7 @@ func control(f *os.File, do func(fd int) error) error {
 func openTerminal(ctx context.Context, p paths) (s *streams, err error) {
 	s = &streams{}
 	if p.Stdout != "" {
-		file, err := outputFile(p.Stdout)
-		if err != nil {
-			return nil, fmt.Errorf("open stdout: %w", err)
-		}
-		if file != "" {
-			s.out, err = openRaw(file, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
-		} else if err = awaitReader(ctx, p.Stdout); err == nil {
-			s.out, err = os.OpenFile(p.Stdout, os.O_RDWR, 0)
-		}
-		if err != nil {
+		if s.out, err = openCopied(ctx, p.Stdout); err != nil {
 			return nil, fmt.Errorf("open stdout: %w", err)
 		}
 	}
@@ -267,6 +259,22 @@ func openTerminal(ctx context.Context, p paths) (s *streams, err error) {
 		}
 	}
 	return s, nil
+}
+
+func openCopied(ctx context.Context, path string) (*os.File, error) {
+	file, err := outputFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if file != "" {
+		return openRaw(file, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
+	}
+	release, err := awaitReader(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return os.OpenFile(path, os.O_RDWR, 0)
 }
 
 // attach begins to copy between the terminal and the paths.
