@@ -15,7 +15,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -136,19 +135,18 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	if err != nil {
 		return unknown, err
 	}
-	socket := strings.TrimPrefix(address, "unix://")
+	s := supervisor{socket: strings.TrimPrefix(address, "unix://")}
 	var ask api.TTRPCTaskService
-	if conn, err := net.DialTimeout("unix", socket, dialLimit); err == nil {
+	if conn, err := s.dial(); err == nil {
 		client := ttrpc.NewClient(conn)
 		defer client.Close()
 		ask = api.NewTTRPCTaskClient(client)
 	}
-	exit, pid, err := task.Forget(ctx, ns, stateDir(socket), id, ask)
+	exit, pid, err := task.Forget(ctx, ns, stateDir(s.socket), id, ask)
 	if err != nil {
 		return unknown, err
 	}
 	if ask == nil {
-		s := supervisor{socket: socket}
 		if err := s.removeEmpty(); err != nil {
 			fmt.Fprintln(os.Stderr, err) // containerd logs it
 		}

@@ -46,8 +46,10 @@ func (s supervisor) ensure(ctx context.Context, cgroup string) error {
 	return nil
 }
 
+func (s supervisor) dial() (net.Conn, error) { return net.DialTimeout("unix", s.socket, dialLimit) }
+
 func (s supervisor) listens() bool {
-	conn, err := net.DialTimeout("unix", s.socket, dialLimit)
+	conn, err := s.dial()
 	if err != nil {
 		return false
 	}
