@@ -65,6 +65,7 @@ func Keys() []Key { return slices.Clone(keys) }
 const (
 	pauseImage         = "registry.k8s.io/pause:3.10.2"
 	runcType           = "io.containerd.runc.v2"
+	gantryType         = "io.containerd.gantry.v2"
 	defaultHandlerName = "runc"
 
 	// defaultDrain is how long the output of an exec that has exited is still
@@ -337,7 +338,7 @@ var ownKeys = []Key{
 
 var handlerKeys = []Key{
 	{Plugin: RuntimePlugin, Path: handlers + "runtime_type", Default: "",
-		Doc: "Runtime in containerd's naming: \"io.containerd.runc.v2\" runs containerd-shim-runc-v2."},
+		Doc: "Runtime in containerd's naming: \"io.containerd.runc.v2\" runs containerd-shim-runc-v2, \"io.containerd.gantry.v2\" our own, which has one supervisor for all pods."},
 	{Plugin: RuntimePlugin, Path: handlers + "runtime_path", Default: "",
 		Doc: "Absolute path of the shim's executable, in place of the one found by runtime_type."},
 	{Plugin: RuntimePlugin, Path: handlers + "pod_annotations", Default: []string{},
@@ -374,11 +375,11 @@ var handlerKeys = []Key{
 		Note: "container output goes through named pipes",
 		Doc:  "How container output reaches the daemon: \"fifo\" (also \"\") or \"streaming\"."},
 	{Plugin: RuntimePlugin, Path: handlers + "options", Default: map[string]any(nil),
-		Doc: "Options of the runtime. For io.containerd.runc.v2 those below; every other runtime has its own, usually TypeUrl and ConfigPath, and gets the table as it is if ConfigPath is not set."},
+		Doc: "Options of the runtime. For io.containerd.runc.v2 and io.containerd.gantry.v2 those below; every other runtime has its own, usually TypeUrl and ConfigPath, and gets the table as it is if ConfigPath is not set."},
 	{Plugin: RuntimePlugin, Path: handlers + "default_annotations.*", Default: "", own: true,
 		Doc: "gantry's own. Value of an annotation that is passed to the runtime in pod and container. One of the request that pod_annotations or container_annotations let pass goes before it."},
 	{Plugin: RuntimePlugin, Path: handlers + "platform_runtime_paths.*", Default: "", own: true,
-		Doc: "gantry's own. Path of the OCI runtime for containers whose image is for a platform, as \"linux/arm64\", in place of options.BinaryName. The runtime_type must be io.containerd.runc.v2."},
+		Doc: "gantry's own. Path of the OCI runtime for containers whose image is for a platform, as \"linux/arm64\", in place of options.BinaryName. The runtime_type must be io.containerd.runc.v2 or io.containerd.gantry.v2."},
 	{Plugin: RuntimePlugin, Path: handlers + "inherit_default_runtime", Default: false, own: true,
 		Doc: "gantry's own. Take runtime_type, runtime_path and options from the default handler, which this one then does not set."},
 	{Plugin: RuntimePlugin, Path: handlers + "sandbox_mode", Default: "", State: Removed, same: []any{podSandboxer},

@@ -120,8 +120,8 @@ type Handler struct {
 	IOType                                        IOType
 }
 
-// IsRunc reports whether Options are those of runc.
-func (h Handler) IsRunc() bool { return h.RuntimeType == runcType }
+// IsRunc reports whether Options are those of runc, as our own shim has them too.
+func (h Handler) IsRunc() bool { return h.RuntimeType == runcType || h.RuntimeType == gantryType }
 
 // IOType is how the output of containers travels.
 type IOType string
@@ -447,7 +447,7 @@ func (w *walker) checkHandler(h Handler) {
 	w.absolute(h.CNIConfDir, at("cni_conf_dir")...)
 	w.notNegative(h.CNIMaxConfNum, at("cni_max_conf_num")...)
 	if len(h.PlatformRuntimePaths) > 0 && !h.IsRunc() {
-		w.fail(at("platform_runtime_paths"), "needs the runtime_type %q", runcType)
+		w.fail(at("platform_runtime_paths"), "needs the runtime_type %q or %q", runcType, gantryType)
 	}
 	w.checkAllowed(h)
 	w.patterns(h.PodAnnotations, at("pod_annotations"))

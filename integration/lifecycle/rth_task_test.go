@@ -103,7 +103,12 @@ func (a taskClient) exec(id, script, input string) (p client.Process, exit <-cha
 func TestRTH_07_TaskAPI(t *testing.T) {
 	t.Parallel()
 	d := start(t)
-	p := runPod(d, "tasked", hostNetwork)
+	tasked(t, d, runPod(d, "tasked", hostNetwork))
+}
+
+// tasked has a task do all that it can, before and after restarts of the daemon.
+func tasked(t *testing.T, d *daemon.Daemon, p pod) {
+	t.Helper()
 	ctr := p.run(d, onHost(daemon.ContainerConfig("main", plain(t, d), "sh", "-c", "trap 'exit 9' TERM; while :; do sleep 0.1; done")))
 	begun(t, pidOf(t, d, ctr))
 	for i, when := range []string{"of this daemon", "of an earlier daemon"} {

@@ -100,6 +100,19 @@ func TestTaskManager(t *testing.T) {
 	runtimetest.Suite(t, func(t *testing.T) runtimetest.Subject { return newReal(t).subject(t) })
 }
 
+// Our own shim keeps the contract that the runc shim does.
+func TestGantryShim(t *testing.T) {
+	shim, err := shimtest.BuildGantry(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtimetest.Suite(t, func(t *testing.T) runtimetest.Subject {
+		r := newReal(t)
+		r.Handler.Runtime = shim
+		return r.subject(t)
+	})
+}
+
 // A silent shim does not keep the processes of a released task alive.
 func TestReleaseSilent(t *testing.T) {
 	r := newReal(t)

@@ -10,6 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// BuildGantry builds our own shim into dir, as it is now.
+func BuildGantry(dir string) (shim string, err error) {
+	top, err := repository()
+	if err != nil {
+		return "", err
+	}
+	shim = filepath.Join(dir, "containerd-shim-gantry-v2")
+	return shim, build(top, shim, "CGO_ENABLED=0", "./cmd/containerd-shim-gantry-v2")
+}
+
 // Binaries returns the runc shim and runc of this repository, building those
 // that bin/ lacks.
 func Binaries() (shim, runc string, err error) {

@@ -1,0 +1,255 @@
+package lifecycle
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/containerd/containerd/v2/client"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/integration/daemon"
+	"github.com/gantry-cri/gantry/integration/images"
+)
+
+// withGantry adds a handler that runs our own shim.
+func withGantry(in *daemon.Instance, c daemon.Config) {
+	addHandler(in, c, "gantry", daemon.Config{"runtime_type": "io.containerd.gantry.v2"})
+}
+
+// gantryPod runs a pod by our own shim.
+func gantryPod(d *daemon.Daemon, name string, edits ...func(*cri.PodSandboxConfig)) pod {
+	config := d.PodConfig(name)
+	for _, edit := range edits {
+		edit(config)
+	}
+	return pod{d.RunPodWith(config, "gantry"), config}
+}
+
+// supervisors are the processes of our own shim that belong to a daemon.
+func supervisors(t *testing.T, d *daemon.Daemon) (pids []int) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		line, err := os.ReadFile(f)
+		args := strings.Split(string(line), "\x00")
+		if err != nil || filepath.Base(args[0]) != "containerd-shim-gantry-v2" || !slices.Contains(args, "serve") || !bytes.Contains(line, []byte(d.Dir+"/")) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pids = append(pids, pid)
+	}
+	return pids
+}
+
+// TestRTH_07_GantryTask: a task of our own shim does all that one of the runc
+// shim does, also when the daemon is another than the one that made it.
+func TestRTH_07_GantryTask(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Edit(withGantry))
+	p := gantryPod(d, "tasked", hostNetwork)
+	tasked(t, d, p)
+	if err := removePod(d, p.id); err != nil {
+		t.Error(err)
+	}
+	whole := gantryPod(d, "whole")
+	wholeLife(t, d, whole)
+	hasItsLimits(t, d, whole)
+	if err := removePod(d, whole.id); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRTH_07_GantryTerminal: a terminal has the size that it is given, and what is
+// typed comes back.
+func TestRTH_07_GantryTerminal(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Edit(withGantry))
+	p := gantryPod(d, "terminal", hostNetwork)
+	config := onHost(daemon.ContainerConfig("main", plain(t, d), "sh", "-c", "until [ \"$(stty size)\" = '25 80' ]; do sleep 0.1; done; stty size; read line; echo got $line; exit 5"))
+	config.Tty, config.Stdin = true, true
+	ctr := p.run(d, config)
+	a := taskAPI(t, d, ctr)
+	a.must("resize", a.Resize(a.ctx, 80, 25))
+	s := containerStatus(t, d, ctr)
+	eventually(t, soon, func() error {
+		if text := logText(t, s.LogPath, "stdout"); !strings.Contains(text, "25 80") {
+			return fmt.Errorf("the log is %q", text)
+		}
+		return nil
+	})
+	a.must("kill", a.Kill(a.ctx, syscall.SIGKILL))
+	if s := waitExited(t, d, ctr); s.ExitCode != 137 {
+		t.Errorf("code %d", s.ExitCode)
+	}
+}
+
+// TestRTH_14_OneSupervisor: pods share one process, each of them adds little to
+// it, and it ends when the last one has.
+func TestRTH_14_OneSupervisor(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Edit(withGantry))
+	first := gantryPod(d, "idle-0", hostNetwork)
+	pids := supervisors(t, d)
+	if len(pids) != 1 {
+		t.Fatalf("one pod has supervisors %v", pids)
+	}
+	before, threads := residentOf(t, pids[0]), threadsOf(t, pids[0])
+	const more = 5
+	pods := []pod{first}
+	for i := range more {
+		pods = append(pods, gantryPod(d, fmt.Sprint("idle-", i+1), hostNetwork))
+	}
+	if now := supervisors(t, d); !slices.Equal(now, pids) {
+		t.Errorf("after more pods there are supervisors %v, before %v", now, pids)
+	}
+	after := residentOf(t, pids[0])
+	t.Logf("one pod: %d KiB, %d threads; %d pods: %d KiB, %d threads", before, threads, len(pods), after, threadsOf(t, pids[0]))
+	// With the race detector it is many times as much as without.
+	if grown := (after - before) / more; grown > 4<<10 {
+		t.Errorf("each further pod adds %d KiB", grown)
+	}
+	if now := threadsOf(t, pids[0]); now > threads+2*more {
+		t.Errorf("%d threads have become %d", threads, now)
+	}
+	for _, p := range pods {
+		if s := parentOf(t, podPid(t, d, p.id)); s != pids[0] {
+			t.Errorf("the parent of pod %s is %d", p.id, s)
+		}
+		if err := removePod(d, p.id); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, soon, func() error {
+		if left := supervisors(t, d); len(left) > 0 {
+			return fmt.Errorf("without pods there are supervisors %v", left)
+		}
+		return nil
+	})
+	if left, err := filepath.Glob(filepath.Join(d.Dir, "s", "gantry-*")); err != nil || len(left) > 0 {
+		t.Errorf("it left %v, %v", left, err)
+	}
+}
+
+// podPid is the pause process of a pod.
+func podPid(t *testing.T, d *daemon.Daemon, id string) int {
+	t.Helper()
+	return int(taskAPI(t, d, id).Pid())
+}
+
+func statusLine(t *testing.T, pid int, key string) (n int) {
+	t.Helper()
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if _, err := fmt.Sscanf(line, key+": %d", &n); err == nil {
+			return n
+		}
+	}
+	t.Fatalf("process %d has no %s", pid, key)
+	return 0
+}
+
+func residentOf(t *testing.T, pid int) int { return statusLine(t, pid, "VmRSS") }
+func threadsOf(t *testing.T, pid int) int  { return statusLine(t, pid, "Threads") }
+
+// TestRTH_11_SupervisorDies: with the supervisor its containers end, nothing of
+// them is left, what had ended before keeps its code, and the next pod runs.
+func TestRTH_11_SupervisorDies(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Edit(withGantry))
+	p := gantryPod(d, "orphaned", hostNetwork)
+	runs := p.run(d, onHost(daemon.ContainerConfig("runs", plain(t, d))))
+	ends := p.run(d, onHost(daemon.ContainerConfig("ends", plain(t, d), "sh", "-c", "exit 7")))
+	waitExited(t, d, ends)
+	other := gantryPod(d, "other", hostNetwork)
+	pid := pidOf(t, d, runs)
+	kill(t, supervisors(t, d)[0])
+	if s := waitExited(t, d, runs); s.ExitCode != 137 {
+		t.Errorf("a container whose supervisor died has code %d", s.ExitCode)
+	}
+	eventually(t, soon, func() error {
+		for _, p := range []pod{p, other} {
+			if s := podStatus(t, d, p.id); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+				return fmt.Errorf("pod %s is %s", p.id, s.State)
+			}
+		}
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("the container's process lives on: %v", err)
+		}
+		return nil
+	})
+	if s := containerStatus(t, d, ends); s.ExitCode != 7 {
+		t.Errorf("a container that had ended has code %d", s.ExitCode)
+	}
+	again := gantryPod(d, "again")
+	wholeLife(t, d, again)
+	for _, p := range []pod{p, other, again} {
+		if err := removePod(d, p.id); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRTH_08_StockContainerd: our shim works for a containerd that knows nothing of
+// it, by ctr and as a handler of its own CRI service whose table has only another
+// runtime_type.
+func TestRTH_08_StockContainerd(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Stock(), daemon.Edit(withGantry))
+	images.Load(t, d.Client(), daemon.PauseImage, images.MustBuild(images.Spec{Entrypoint: []string{"sleep", "1000000"}}))
+	ref := images.Serve(t).Push(t, "app:v1", images.MustBuild(images.Spec{}))
+	if _, err := d.Images().PullImage(t.Context(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}}); err != nil {
+		t.Fatal(err)
+	}
+	if out := ctr(t, d, "run", "--rm", "--runtime", "io.containerd.gantry.v2", ref, "once", "sh", "-c", "echo hello from ctr"); !strings.HasSuffix(out, "hello from ctr\n") {
+		t.Errorf("ctr says %q", out)
+	}
+	ctr(t, d, "run", "-d", "--runtime", "io.containerd.gantry.v2", ref, "stays", "sleep", "1000000")
+	if out := ctr(t, d, "task", "exec", "--exec-id", "e", "stays", "sh", "-c", "echo in it"); !strings.HasSuffix(out, "in it\n") {
+		t.Errorf("exec says %q", out)
+	}
+	if out := ctr(t, d, "task", "metrics", "stays"); !strings.Contains(out, "pids.current") {
+		t.Errorf("metrics are %q", out)
+	}
+	config := d.PodConfig("web")
+	p := pod{d.RunPodWith(config, "gantry"), config}
+	id := p.run(d, daemon.ContainerConfig("main", ref, "sh", "-c", "trap 'exit 9' TERM; touch /tmp/ready; while :; do sleep 0.1; done"))
+	waitFile(t, d, id, "/tmp/ready")
+	if got := d.Exec(id, "hostname"); got != "web\n" {
+		t.Errorf("exec gave %q", got)
+	}
+	d.Kill()
+	d.Up()
+	if n := len(supervisors(t, d)); n != 1 {
+		t.Errorf("there are %d supervisors", n)
+	}
+	a := taskAPI(t, d, id)
+	a.is(client.Running)
+	if err := stopContainer(d, id, 60); err != nil {
+		t.Error(err)
+	}
+	if s := waitExited(t, d, id); s.ExitCode != 9 {
+		t.Errorf("code %d", s.ExitCode)
+	}
+	ctr(t, d, "task", "rm", "-f", "stays")
+	ctr(t, d, "container", "rm", "stays")
+	if err := removePod(d, p.id); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,192 @@
+// Package bootstrap is the command line of the shim: what containerd calls to
+// start a shim, to clean up after a dead one and to ask what it is, and the
+// supervisor itself.
+//
+// There is one supervisor for all containers of one containerd and namespace. It
+// is found by its socket, whose name follows from containerd's address; beside it
+// are its state directory and the lock under which it begins and ends. It outlives
+// containerd and ends a little after its last container. Start reading at Main.
+package bootstrap
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	api "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/containerd/v2/version"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/gantry-cri/gantry/shim/oci"
+	"github.com/gantry-cri/gantry/shim/task"
+)
+
+// Name is the runtime_type of the shim.
+const Name = "io.containerd.gantry.v2"
+
+// Main runs the command line.
+func Main(ctx context.Context) {
+	if len(os.Args) > 1 && os.Args[1] == serveCommand {
+		os.Exit(serveMain(ctx, os.Args[2:]))
+	}
+	shim.RunShim(ctx, manager{}, func(c *shim.Config) {
+		// A command of moments; only the supervisor has children to reap.
+		c.NoReaper, c.NoSubreaper = true, true
+	})
+}
+
+// manager implements containerd's protocol for shims.
+type manager struct{}
+
+var _ shim.Shim = manager{}
+
+// Name implements shim.Shim.
+func (manager) Name() string { return Name }
+
+// Start implements shim.Shim: it returns where the supervisor listens, and
+// starts it if it is not there.
+func (manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootapi.BootstrapResult, error) {
+	dir := p.GetSocketDir()
+	if dir == "" {
+		dir = filepath.Join(defaults.DefaultStateDir, "s")
+	}
+	s := supervisor{
+		socket:    filepath.Join(dir, socketName(p.GetContainerdGrpcAddress(), p.GetNamespace())),
+		namespace: p.GetNamespace(), address: p.GetContainerdGrpcAddress(), ttrpc: p.GetContainerdTtrpcAddress(),
+		debug: p.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG,
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	cgroup, err := shimCgroup(p)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.ensure(ctx, cgroup); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile("address", []byte(s.url()), 0o600); err != nil {
+		return nil, err
+	}
+	return &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: s.url()}, nil
+}
+
+// socketName is the same for all that belongs to one containerd and namespace.
+func socketName(address, namespace string) string {
+	sum := sha256.Sum256([]byte(address + "\x00" + namespace))
+	return "gantry-" + hex.EncodeToString(sum[:12])
+}
+
+func shimCgroup(p *bootapi.BootstrapParams) (string, error) {
+	for _, e := range p.GetExtensions() {
+		if !isOptions(e.GetValue()) {
+			continue
+		}
+		o, err := oci.Options(e.GetValue())
+		if err != nil {
+			return "", err
+		}
+		return o.GetShimCgroup(), nil
+	}
+	return "", nil
+}
+
+func isOptions(a typeurl.Any) bool {
+	return a != nil && strings.HasSuffix(a.GetTypeUrl(), "Options")
+}
+
+// dialLimit is how long a supervisor may take to accept a connection.
+const dialLimit = 2 * time.Second
+
+// Stop implements shim.Shim: it takes away what is left of a container whose
+// supervisor died, and says how its first process ended.
+func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
+	bundle := "."
+	if o, ok := ctx.Value(shim.OptsKey{}).(shim.Opts); ok && o.BundlePath != "" {
+		bundle = o.BundlePath
+	}
+	unknown := shim.StopStatus{ExitStatus: 128 + int(unix.SIGKILL), ExitedAt: time.Now()}
+	address, err := shim.ReadAddress(filepath.Join(bundle, "address"))
+	if errors.Is(err, os.ErrNotExist) {
+		return unknown, nil // the supervisor has never heard of it
+	}
+	if err != nil {
+		return unknown, err
+	}
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return unknown, err
+	}
+	s := supervisor{socket: strings.TrimPrefix(address, "unix://")}
+	var ask api.TTRPCTaskService
+	if conn, err := s.dial(); err == nil {
+		client := ttrpc.NewClient(conn)
+		defer client.Close()
+		ask = api.NewTTRPCTaskClient(client)
+	}
+	exit, pid, err := task.Forget(ctx, ns, stateDir(s.socket), id, ask)
+	if err != nil {
+		return unknown, err
+	}
+	if ask == nil {
+		if err := s.removeEmpty(); err != nil {
+			fmt.Fprintln(os.Stderr, err) // containerd logs it
+		}
+	}
+	return shim.StopStatus{Pid: pid, ExitStatus: exit.Code, ExitedAt: exit.At}, nil
+}
+
+// Info implements shim.Shim.
+func (manager) Info(ctx context.Context, r io.Reader) (*types.RuntimeInfo, error) {
+	info := &types.RuntimeInfo{Name: Name, Version: &types.RuntimeVersion{Version: version.Version, Revision: version.Revision}}
+	o, err := readOptions(r)
+	if err != nil {
+		return nil, err
+	}
+	if info.Options, err = typeurl.MarshalAnyToProto(o); err != nil {
+		return nil, err
+	}
+	features, err := oci.Features(ctx, o)
+	if errdefs.IsNotFound(err) {
+		return nil, err
+	}
+	if err != nil {
+		return info, nil // an older runtime cannot say
+	}
+	info.Features, err = typeurl.MarshalAnyToProto(features)
+	return info, err
+}
+
+// readOptions reads the options of a question, none for a question without.
+func readOptions(r io.Reader) (*options.Options, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxOptions))
+	if err != nil || len(data) == 0 {
+		return &options.Options{}, err
+	}
+	var a anypb.Any
+	if err := proto.Unmarshal(data, &a); err != nil {
+		return nil, fmt.Errorf("read options: %w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	return oci.Options(&a)
+}
+
+// maxOptions is far more than options take.
+const maxOptions = 1 << 20

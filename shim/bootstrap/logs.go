@@ -1,0 +1,62 @@
+package bootstrap
+
+import (
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/log"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+)
+
+// logs writes into the pipe of any bundle: containerd reads those of the tasks it
+// knows, and a supervisor has none of its own.
+type logs struct {
+	mu      sync.Mutex
+	bundles []string
+}
+
+func newLogs(debug bool) *logs {
+	l := &logs{}
+	logrus.SetOutput(l)
+	_ = log.SetFormat(log.TextFormat) // it knows that
+	if debug {
+		_ = log.SetLevel(log.DebugLevel.String())
+	}
+	return l
+}
+
+// Add offers the pipe of a bundle.
+func (l *logs) Add(bundle string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Contains(l.bundles, bundle) {
+		l.bundles = append(l.bundles, bundle)
+	}
+}
+
+// Write implements io.Writer. A line that nobody reads is lost, and a bundle that
+// nobody reads is forgotten.
+func (l *logs) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.bundles) > 0 {
+		last := len(l.bundles) - 1
+		if writePipe(filepath.Join(l.bundles[last], "log"), b) {
+			break
+		}
+		l.bundles = l.bundles[:last]
+	}
+	return len(b), nil
+}
+
+func writePipe(path string, b []byte) bool {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	_, err = unix.Write(fd, b)
+	return err == nil || err == unix.EAGAIN
+}

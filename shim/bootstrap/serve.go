@@ -1,0 +1,197 @@
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/go-runc"
+	"github.com/containerd/log"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/shim/process"
+	"github.com/gantry-cri/gantry/shim/task"
+)
+
+const (
+	serveCommand = "serve"
+	// idleLimit is how long a supervisor stays that has no task and no
+	// connection: containerd connects a moment after it was told the address.
+	idleLimit = 2 * time.Second
+	idlePoll  = 250 * time.Millisecond
+	// wordFD is where whoever started the supervisor waits for its word.
+	wordFD = 3
+	// gcPercent is low: what there is lives long.
+	gcPercent = 40
+)
+
+// serveMain is the supervisor.
+func serveMain(ctx context.Context, args []string) int {
+	var s supervisor
+	f := flag.NewFlagSet(serveCommand, flag.ContinueOnError)
+	f.StringVar(&s.namespace, "namespace", "", "containerd's namespace")
+	f.StringVar(&s.address, "address", "", "containerd's address, which names this process")
+	f.StringVar(&s.ttrpc, "ttrpc-address", "", "where containerd takes events")
+	f.StringVar(&s.socket, "socket", "", "where to listen")
+	f.BoolVar(&s.debug, "debug", false, "log more")
+	if err := f.Parse(args); err != nil {
+		return 2
+	}
+	word := os.NewFile(wordFD, "word")
+	unix.CloseOnExec(wordFD)
+	if err := s.serve(ctx, word); err != nil {
+		// It is closed if that was after the beginning.
+		_, _ = fmt.Fprint(word, err)
+		log.G(ctx).WithError(err).Error("the supervisor ends")
+		return 1
+	}
+	return 0
+}
+
+// serve takes over what a dead supervisor left, listens, and returns when nobody
+// needs it any more.
+func (s supervisor) serve(ctx context.Context, word *os.File) error {
+	debug.SetGCPercent(gcPercent)
+	logs := newLogs(s.debug)
+	// Everybody's supervisor does not end by what one terminal or client sends.
+	// They are taken and not ignored, which containers would inherit.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	if err := process.Supported(); err != nil {
+		return err
+	}
+	reaper, err := process.NewReaper()
+	if err != nil {
+		return fmt.Errorf("become the reaper: %w", err)
+	}
+	runc.Monitor = reaper
+	if err := os.MkdirAll(stateDir(s.socket), 0o700); err != nil {
+		return err
+	}
+	events, err := task.NewPublisher(s.ttrpc, s.namespace)
+	if err != nil {
+		return err
+	}
+	go events.Run(ctx)
+	service := task.New(task.Options{
+		Namespace: s.namespace, State: stateDir(s.socket), Address: s.url(), Reaper: reaper, Events: events, Logs: logs,
+	})
+	if err := service.Adopt(ctx); err != nil {
+		return fmt.Errorf("take over containers: %w", err)
+	}
+	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(task.Intercept))
+	if err != nil {
+		return err
+	}
+	service.Register(server)
+	l, err := listen(s.socket)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(ctx, l) }()
+	word.Close()
+	return s.linger(ctx, l, func() bool { return service.Idle() && l.open.Load() == 0 }, failed)
+}
+
+// linger returns when the supervisor was idle for a while. The end is under the
+// lock of those who look for one.
+func (s supervisor) linger(ctx context.Context, l *listener, idle func() bool, failed <-chan error) error {
+	tick := time.NewTicker(idlePoll)
+	defer tick.Stop()
+	last, accepted := time.Now(), l.accepted.Load()
+	for {
+		select {
+		case err := <-failed:
+			return fmt.Errorf("serve: %w", err)
+		case <-tick.C:
+		}
+		if now := l.accepted.Load(); !idle() || now != accepted {
+			last, accepted = time.Now(), now
+			continue
+		}
+		if time.Since(last) < idleLimit {
+			continue
+		}
+		ended, err := s.end(l, func() bool { return idle() && l.accepted.Load() == accepted })
+		if err != nil {
+			log.G(ctx).WithError(err).Warn("end the supervisor that nobody needs")
+		}
+		if ended {
+			return nil
+		}
+	}
+}
+
+func (s supervisor) end(l *listener, still func() bool) (bool, error) {
+	unlock, err := lock(s.socket + ".lock")
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	if !still() {
+		return false, nil
+	}
+	// It removes the socket. Records that are left are for the shim's delete.
+	if err := l.Close(); err != nil {
+		return false, err
+	}
+	if err := os.Remove(stateDir(s.socket)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return true, fmt.Errorf("something is left of containers: %w", err)
+	}
+	return true, removeFiles(s.socket + ".lock")
+}
+
+// listener counts its connections.
+type listener struct {
+	net.Listener
+	open     atomic.Int64
+	accepted atomic.Int64
+}
+
+func listen(socket string) (*listener, error) {
+	// The lock is held, and nobody answers on what is there.
+	if err := removeFiles(socket); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return &listener{Listener: l}, nil
+}
+
+// Accept implements net.Listener.
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.open.Add(1)
+	l.accepted.Add(1)
+	return &connection{Conn: c, listener: l}, nil
+}
+
+type connection struct {
+	net.Conn
+	listener *listener
+	closed   atomic.Bool
+}
+
+func (c *connection) Close() error {
+	if c.closed.CompareAndSwap(false, true) {
+		c.listener.open.Add(-1)
+	}
+	return c.Conn.Close()
+}

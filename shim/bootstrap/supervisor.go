@@ -1,0 +1,186 @@
+package bootstrap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+
+	"github.com/containerd/cgroups/v3"
+	"github.com/containerd/cgroups/v3/cgroup1"
+	"github.com/containerd/cgroups/v3/cgroup2"
+	"github.com/containerd/containerd/v2/pkg/shim"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// supervisor is one as it is found from outside.
+type supervisor struct {
+	socket, namespace, address, ttrpc string
+	debug                             bool
+}
+
+func (s supervisor) url() string { return "unix://" + s.socket }
+
+// stateDir is where the supervisor of a socket keeps its records.
+func stateDir(socket string) string { return socket + ".d" }
+
+// ensure returns when the supervisor listens.
+func (s supervisor) ensure(ctx context.Context, cgroup string) error {
+	unlock, err := lock(s.socket + ".lock")
+	if err != nil {
+		return fmt.Errorf("lock the supervisor: %w", err)
+	}
+	defer unlock()
+	if s.listens() {
+		return nil
+	}
+	if err := s.spawn(ctx, cgroup); err != nil {
+		return fmt.Errorf("start the supervisor: %w", err)
+	}
+	return nil
+}
+
+func (s supervisor) dial() (net.Conn, error) { return net.DialTimeout("unix", s.socket, dialLimit) }
+
+func (s supervisor) listens() bool {
+	conn, err := s.dial()
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
+}
+
+// spawn starts the supervisor and waits for its word on a pipe: none at all when
+// it serves, else what is wrong.
+func (s supervisor) spawn(ctx context.Context, cgroup string) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	defer w.Close()
+	args := []string{serveCommand, "-namespace", s.namespace, "-address", s.address, "-ttrpc-address", s.ttrpc, "-socket", s.socket}
+	if s.debug {
+		args = append(args, "-debug")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Dir = "/"
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	w.Close()
+	err = s.settle(cmd.Process.Pid, cgroup)
+	stop := context.AfterFunc(ctx, func() { r.Close() })
+	defer stop()
+	said, readErr := io.ReadAll(r)
+	if len(said) > 0 {
+		err = fmt.Errorf("%s: %w", said, errdefs.ErrFailedPrecondition)
+	}
+	if err = errors.Join(err, readErr); err != nil {
+		// It has no task yet.
+		return errors.Join(err, cmd.Process.Kill(), ignoreExit(cmd.Wait()))
+	}
+	return cmd.Process.Release()
+}
+
+func ignoreExit(err error) error {
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		return nil
+	}
+	return err
+}
+
+// settle puts the supervisor where the configuration wants it.
+func (s supervisor) settle(pid int, cgroup string) error {
+	if err := shim.AdjustOOMScore(pid); err != nil {
+		return fmt.Errorf("adjust OOM score: %w", err)
+	}
+	if cgroup == "" {
+		return nil
+	}
+	var err error
+	if cgroups.Mode() == cgroups.Unified {
+		var m *cgroup2.Manager
+		if m, err = cgroup2.Load(cgroup); err == nil {
+			err = m.AddProc(uint64(pid))
+		}
+	} else {
+		var c cgroup1.Cgroup
+		if c, err = cgroup1.Load(cgroup1.StaticPath(cgroup)); err == nil {
+			err = c.AddProc(uint64(pid))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("join control group %s: %w", cgroup, err)
+	}
+	return nil
+}
+
+// removeEmpty takes away what a dead supervisor left, once it has no record any
+// more and nobody has taken its place.
+func (s supervisor) removeEmpty() error {
+	if _, err := os.Stat(filepath.Dir(s.socket)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	unlock, err := lock(s.socket + ".lock")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if s.listens() {
+		return nil
+	}
+	if err := os.Remove(stateDir(s.socket)); err != nil {
+		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	return removeFiles(s.socket, s.socket+".lock")
+}
+
+func removeFiles(paths ...string) error {
+	var errs []error
+	for _, p := range paths {
+		if err := os.Remove(p); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// lock takes the lock of a path. Who holds it may remove it.
+func lock(path string) (unlock func(), err error) {
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		held, err := f.Stat()
+		if now, gone := os.Stat(path); err == nil && gone == nil && os.SameFile(held, now) {
+			return func() { f.Close() }, nil
+		}
+		f.Close()
+	}
+}

@@ -1,0 +1,118 @@
+package task
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/gantry-cri/gantry/shim/process"
+)
+
+// Record is what is on disk of a container. It is there before anything is made
+// for the container, and goes when nothing is left: a supervisor that comes
+// after a crash, and the shim's delete, find by it what there is.
+type Record struct {
+	ID, Bundle string
+	Options    *options.Options
+	Stdio      paths
+	// Rootfs says that the bundle's root filesystem was mounted here.
+	Rootfs bool
+	// Shared says that other processes do not end with the first one.
+	Shared bool
+	// Pid is 0 until the container was made.
+	Pid  int
+	Exit *process.Exit `json:",omitempty"`
+}
+
+const (
+	recordFile = "record.json"
+	pinFile    = "pidfd"
+)
+
+// dirOf is a container's directory in the state directory of its supervisor.
+func dirOf(state, id string) (string, error) {
+	if id == "" || strings.HasPrefix(id, ".") || filepath.Base(id) != id {
+		return "", fmt.Errorf("id %q is no name of a directory: %w", id, errdefs.ErrInvalidArgument)
+	}
+	return filepath.Join(state, id), nil
+}
+
+func readRecord(dir string) (r Record, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return r, fmt.Errorf("record of a container: %w", errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("read %s: %w: %w", recordFile, errdefs.ErrDataLoss, err)
+	}
+	return r, nil
+}
+
+// write puts the record into the directory, whole or not at all. The directory
+// does not outlive a reboot, so nothing is synced.
+func (r Record) write(dir string) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	next := filepath.Join(dir, "."+recordFile)
+	if err := os.WriteFile(next, data, 0o600); err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	return os.Rename(next, filepath.Join(dir, recordFile))
+}
+
+// removeRecord takes away a container's directory, pin and all.
+func removeRecord(dir string) error {
+	if err := process.Unpin(filepath.Join(dir, pinFile)); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// sharedProcesses reads from a bundle whether the container has no pid namespace
+// of its own, with which all its processes would end.
+func sharedProcesses(bundle string) (bool, error) {
+	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	if err != nil {
+		return false, err
+	}
+	var spec struct{ Linux *specs.Linux }
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return false, fmt.Errorf("read config.json: %w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	if spec.Linux != nil {
+		for _, ns := range spec.Linux.Namespaces {
+			if ns.Type == specs.PIDNamespace && ns.Path == "" {
+				return false, nil
+			}
+		}
+	}
+	return true, nil
+}
+
+// lastExit tells how the first process of a container ended, 137 at this moment
+// if nobody knows.
+func (r Record) lastExit(dir string) process.Exit {
+	if r.Exit != nil {
+		return *r.Exit
+	}
+	if code, err := process.PinnedCode(filepath.Join(dir, pinFile)); err == nil {
+		return process.Exit{Code: code, At: time.Now()}
+	}
+	return process.Exit{Code: unknownCode, At: time.Now()}
+}
+
+// unknownCode stands for an end that nobody saw: that of SIGKILL.
+const unknownCode = 137

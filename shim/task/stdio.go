@@ -1,0 +1,307 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	"github.com/containerd/console"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/go-runc"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// readerLimit is how long a process waits for the one who reads its output.
+	readerLimit = 10 * time.Second
+	readerPoll  = 5 * time.Millisecond
+	// drainLimit is how long what a terminal still holds may take to be copied
+	// when its process has ended and others have it open.
+	drainLimit = time.Second
+)
+
+// paths are where a process reads and writes: a FIFO, or file:// for output.
+type paths struct {
+	Stdin, Stdout, Stderr string
+	Terminal              bool
+}
+
+// streams are the ends of a process's paths that are held here. Without a
+// terminal the process gets the FIFOs themselves: nothing is copied. Output is
+// open for reading as well, here and in the process, so that it never breaks.
+type streams struct {
+	in, out, err *os.File // what the process gets
+	hold         *os.File // keeps the input from ending
+
+	mu      sync.Mutex
+	console *os.File
+	copied  sync.WaitGroup
+}
+
+var _ runc.IO = (*streams)(nil)
+
+// openStreams opens what a process without a terminal gets, as uid and gid if
+// they are not root.
+func openStreams(ctx context.Context, p paths, uid, gid uint32) (_ *streams, err error) {
+	s := &streams{}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if s.out, err = openOutput(ctx, p.Stdout); err != nil {
+		return nil, fmt.Errorf("open stdout: %w", err)
+	}
+	if s.err, err = openOutput(ctx, p.Stderr); err != nil {
+		return nil, fmt.Errorf("open stderr: %w", err)
+	}
+	if s.in, s.hold, err = openInput(p.Stdin); err != nil {
+		return nil, fmt.Errorf("open stdin: %w", err)
+	}
+	for _, f := range []*os.File{s.in, s.out, s.err} {
+		if f != nil && f.Name() != os.DevNull && (uid != 0 || gid != 0) {
+			if err := f.Chown(int(uid), int(gid)); err != nil {
+				return nil, fmt.Errorf("give stdio to its user: %w", err)
+			}
+		}
+	}
+	return s, nil
+}
+
+// openRaw opens a file in blocking mode, as a program expects it.
+func openRaw(path string, flags int) (*os.File, error) {
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func openOutput(ctx context.Context, path string) (*os.File, error) {
+	if path == "" {
+		return openRaw(os.DevNull, unix.O_WRONLY)
+	}
+	file, err := outputFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if file != "" {
+		return openRaw(file, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
+	}
+	release, err := awaitReader(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return openRaw(path, unix.O_RDWR)
+}
+
+// outputFile returns the file of a file:// address, "" for the path of a FIFO.
+func outputFile(path string) (string, error) {
+	u, err := url.Parse(path)
+	if err != nil {
+		return "", fmt.Errorf("address of output: %w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	switch u.Scheme {
+	case "", "fifo":
+		return "", nil
+	case "file":
+		return u.Path, nil
+	}
+	return "", fmt.Errorf("address of output %q: %s:// is not supported by this shim, a FIFO or file:// is: %w", path, u.Scheme, errdefs.ErrNotImplemented)
+}
+
+// awaitReader returns when somebody has the FIFO open for reading, or after a
+// while: what is written before is lost when the process ends sooner than its
+// reader comes. Until release the reader finds no end.
+func awaitReader(ctx context.Context, path string) (release func(), err error) {
+	limit := time.NewTimer(readerLimit)
+	defer limit.Stop()
+	tick := time.NewTicker(readerPoll)
+	defer tick.Stop()
+	for {
+		f, err := openRaw(path, unix.O_WRONLY|unix.O_NONBLOCK)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.ENXIO) {
+			return nil, err
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return func() {}, nil
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for a reader: %w", ctx.Err())
+		}
+	}
+}
+
+// openInput opens the FIFO for the process, and once more to keep it from
+// ending until CloseIO.
+func openInput(path string) (in, hold *os.File, err error) {
+	if path == "" {
+		in, err = openRaw(os.DevNull, unix.O_RDONLY)
+		return in, nil, err
+	}
+	// With both ends at once it does not wait for a writer.
+	both, err := openRaw(path, unix.O_RDWR)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer both.Close()
+	if in, err = openRaw(path, unix.O_RDONLY); err != nil {
+		return nil, nil, err
+	}
+	if hold, err = openRaw(path, unix.O_WRONLY); err != nil {
+		in.Close()
+		return nil, nil, err
+	}
+	return in, hold, nil
+}
+
+// Set implements runc.IO.
+func (s *streams) Set(c *exec.Cmd) {
+	c.Stdin, c.Stdout, c.Stderr = s.in, s.out, s.err
+}
+
+// Stdin implements runc.IO; nobody here writes.
+func (s *streams) Stdin() io.WriteCloser { return nil }
+
+// Stdout implements runc.IO; nobody here reads.
+func (s *streams) Stdout() io.ReadCloser { return nil }
+
+// Stderr implements runc.IO; nobody here reads.
+func (s *streams) Stderr() io.ReadCloser { return nil }
+
+// started lets go of the input once the process has it.
+func (s *streams) started() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	closeAll(&s.in)
+}
+
+// closeInput ends the input when its writers have.
+func (s *streams) closeInput() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	closeAll(&s.hold)
+}
+
+// Close lets go of everything. With a terminal it first waits for what that
+// still holds.
+func (s *streams) Close() error {
+	s.mu.Lock()
+	if s.console != nil {
+		// The error is that it is closed.
+		_ = s.console.SetReadDeadline(time.Now().Add(drainLimit))
+	}
+	s.mu.Unlock()
+	s.copied.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	closeAll(&s.in, &s.hold, &s.out, &s.err, &s.console)
+	return nil
+}
+
+func closeAll(files ...**os.File) {
+	for _, f := range files {
+		if *f != nil {
+			(*f).Close()
+			*f = nil
+		}
+	}
+}
+
+// resize sets the size of the terminal, if there is one.
+func (s *streams) resize(width, height uint32) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.console == nil {
+		return nil
+	}
+	return control(s.console, func(fd int) error {
+		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: uint16(height), Col: uint16(width)})
+	})
+}
+
+func control(f *os.File, do func(fd int) error) error {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := conn.Control(func(fd uintptr) { inner = do(int(fd)) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+// openTerminal opens what a terminal is copied from and to. These are in the
+// poller: no thread waits in a copy.
+func openTerminal(ctx context.Context, p paths) (s *streams, err error) {
+	s = &streams{}
+	if p.Stdout != "" {
+		if s.out, err = openCopied(ctx, p.Stdout); err != nil {
+			return nil, fmt.Errorf("open stdout: %w", err)
+		}
+	}
+	if p.Stdin != "" {
+		if s.in, err = os.OpenFile(p.Stdin, os.O_RDWR, 0); err != nil {
+			s.Close()
+			return nil, fmt.Errorf("open stdin: %w", err)
+		}
+	}
+	return s, nil
+}
+
+func openCopied(ctx context.Context, path string) (*os.File, error) {
+	file, err := outputFile(path)
+	if err != nil {
+		return nil, err
+	}
+	if file != "" {
+		return openRaw(file, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
+	}
+	release, err := awaitReader(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return os.OpenFile(path, os.O_RDWR, 0)
+}
+
+// attach begins to copy between the terminal and the paths.
+func (s *streams) attach(c console.Console) error {
+	defer c.Close()
+	fd, err := unix.FcntlInt(c.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fmt.Errorf("take the terminal: %w", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("take the terminal: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.console = os.NewFile(uintptr(fd), "console")
+	from, to := s.console, io.Discard
+	if s.out != nil {
+		to = s.out
+	}
+	s.copied.Go(func() {
+		// It ends with an error when the last process has closed the terminal.
+		_, _ = io.Copy(to, from)
+	})
+	if in := s.in; in != nil {
+		// It ends when the input or the terminal is closed.
+		go func() { _, _ = io.Copy(from, in) }()
+	}
+	return nil
+}
