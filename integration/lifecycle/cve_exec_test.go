@@ -66,7 +66,7 @@ func (b *box) sameGoroutines(times int, work func()) {
 	repeat(12)
 	files, routines := openFiles(b.t, b.PID()), b.goroutines()
 	repeat(times)
-	slack := max(8, times/10) // of what comes and goes by itself, such as connections
+	slack := 8 + times/20 // of what comes and goes by itself, such as connections
 	eventually(b.t, ample, func() error {
 		if now := b.goroutines(); now > routines+slack {
 			return fmt.Errorf("%d goroutines run, before %d", now, routines)
@@ -86,7 +86,7 @@ func TestCVE_2022_23471_NoGoroutineIsLeftOfATerminal(t *testing.T) {
 	turns := make(chan dial, 2)
 	turns <- spdyDial
 	turns <- websocketDial
-	b.sameGoroutines(96, func() {
+	b.sameGoroutines(72, func() {
 		d := <-turns
 		turns <- d
 		address := b.execURL(&cri.ExecRequest{ContainerId: id, Cmd: []string{"/no/such/program"}, Tty: true, Stdin: true, Stdout: true})
@@ -120,7 +120,7 @@ func TestCVE_2025_64329_NoGoroutineIsLeftOfAnAttach(t *testing.T) {
 			b.breakOff(d, &cri.AttachRequest{ContainerId: without, Stdin: true, Stdout: true, Stderr: true})
 		}
 	}
-	b.sameGoroutines(240, func() {
+	b.sameGoroutines(180, func() {
 		turn := <-turns
 		turns <- turn
 		turn()
