@@ -320,6 +320,15 @@ func (g *generator) nodes(in *spec.ContainerInput) error {
 	return err
 }
 
+// prepare finds out once what is the same for every container.
+func (g *generator) prepare(n node) (err error) {
+	if g.rules, err = mountRules(n, g.node); err != nil {
+		return err
+	}
+	_, err = zoneOf(g.node) // whether there is such a zone
+	return err
+}
+
 func mountRules(n node, c config.Containers) (host.MountRules, error) {
 	r := host.MountRules{Prefix: c.BindMountPrefix, Reject: c.AbsentMountSourcesToReject}
 	for _, dir := range []string{n.rootDir, n.stateDir} {
