@@ -21,6 +21,9 @@ const (
 	AnnotationDevicesOld = "io.kubernetes.cri-o.Devices"
 	// AnnotationNoGOMAXPROCS set to "true" leaves GOMAXPROCS alone.
 	AnnotationNoGOMAXPROCS = "skip-gomaxprocs.crio.io"
+	// AnnotationLinkLogs names a volume in which the pod's logs are.
+	AnnotationLinkLogs    = "link-logs.crio.io"
+	AnnotationLinkLogsOld = "io.kubernetes.cri-o.LinkLogs"
 )
 
 // allowable are all of them, with what they do.
@@ -33,6 +36,8 @@ var allowable = []struct{ name, does string }{
 	{AnnotationUmask, "is the umask of the pod's containers, as \"077\""},
 	{AnnotationUmaskOld, "is the same by its older name"},
 	{AnnotationNoGOMAXPROCS, "set to \"true\" keeps min_injected_gomaxprocs away from the pod"},
+	{AnnotationLinkLogs, "names an emptyDir volume, in whose directory \"logs\" the containers that mount it find the pod's logs"},
+	{AnnotationLinkLogsOld, "is the same by its older name"},
 }
 
 // Allowable returns the names of the annotations that can be allowed.

@@ -275,10 +275,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		node: cfg.runtime.Containers, workloads: cfg.runtime.Workloads,
 		devices: cdi.New(cfg.runtime.CDISpecDirs), labels: labels.Labels, hooksDirs: cfg.runtime.HooksDirs,
 	}
-	if gen.rules, err = mountRules(n, gen.node); err != nil {
-		return err
-	}
-	if _, err := zoneOf(gen.node); err != nil {
+	if err := gen.prepare(n); err != nil {
 		return err
 	}
 	hierarchies, err := runtime.NewHierarchies()

@@ -1,9 +1,11 @@
 package plugin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
+	"path"
 	"path/filepath"
 	"slices"
 
@@ -81,6 +83,9 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 		return container.Spec{}, err
 	}
 	if in.NodeMounts, err = g.nodeMounts(ctx); err != nil {
+		return container.Spec{}, err
+	}
+	if in.Logs, err = logsOf(req.Sandbox, &in); err != nil {
 		return container.Spec{}, err
 	}
 	if in.SeccompProfile, err = profileOf(cfg.GetLinux().GetSecurityContext(), in.Handler, g.policy); err != nil {
@@ -315,6 +320,15 @@ func (g *generator) nodes(in *spec.ContainerInput) error {
 	return err
 }
 
+// prepare finds out once what is the same for every container.
+func (g *generator) prepare(n node) (err error) {
+	if g.rules, err = mountRules(n, g.node); err != nil {
+		return err
+	}
+	_, err = zoneOf(g.node) // whether there is such a zone
+	return err
+}
+
 func mountRules(n node, c config.Containers) (host.MountRules, error) {
 	r := host.MountRules{Prefix: c.BindMountPrefix, Reject: c.AbsentMountSourcesToReject}
 	for _, dir := range []string{n.rootDir, n.stateDir} {
@@ -359,6 +373,30 @@ func (g *generator) nodeMounts(ctx context.Context) (list []facts.Mount, err err
 			continue
 		}
 		list = append(list, facts.Mount{Source: source, Destination: m.GetContainerPath(), Readonly: true})
+	}
+	return list, nil
+}
+
+// logsOf are the mounts of the pod's logs in the volume that its annotation names,
+// with the owners of the pod's user namespace.
+func logsOf(sb record.Sandbox, in *spec.ContainerInput) (list []facts.Mount, err error) {
+	volumes, err := spec.LogVolumes(in.Pod, in.Config, in.Handler)
+	if err != nil || len(volumes) == 0 {
+		return nil, err
+	}
+	source, found, err := host.ResolveSource(in.Pod.GetLogDirectory())
+	if err != nil || !found {
+		return nil, fmt.Errorf("logs of the pod: log_directory %.256q is not there: %w", in.Pod.GetLogDirectory(), cmp.Or(err, error(errdefs.ErrFailedPrecondition)))
+	}
+	for _, i := range volumes {
+		// Here, as the runtime cannot make it in a volume that is read-only.
+		if err := host.MakeDir(in.Mounts[i].Source, spec.LogsDir); err != nil {
+			return nil, fmt.Errorf("logs of the pod: config.mounts[%d]: %w", i, err)
+		}
+		list = append(list, facts.Mount{
+			Source: source, Destination: path.Join(in.Mounts[i].Destination, spec.LogsDir), Readonly: true, Options: []string{"nosuid", "nodev", "noexec"},
+			UIDMappings: sb.UserNS().GetUids(), GIDMappings: sb.UserNS().GetGids(),
+		})
 	}
 	return list, nil
 }

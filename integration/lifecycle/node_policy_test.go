@@ -390,3 +390,83 @@ func TestRES_26_GOMAXPROCS(t *testing.T) {
 		}
 	}
 }
+
+// TestMNT_25_LinkLogs: the logs of a pod are in the volume that its annotation
+// names, for those to read that mount it, and only where the handler allows that.
+func TestMNT_25_LinkLogs(t *testing.T) {
+	t.Parallel()
+	const key = "io.kubernetes.cri-o.LinkLogs"
+	d := start(t, allowing(key, "link-logs.crio.io"))
+	kubelet := t.TempDir()
+	volume := func(c *cri.PodSandboxConfig) string {
+		dir := filepath.Join(kubelet, "pods", c.Metadata.Uid, "volumes", "kubernetes.io~empty-dir", "logging")
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	b := newBoxOn(t, d, saying(key, "logging"))
+	dir := volume(b.config)
+	c := b.script("writer", "echo hello; exec sleep inf")
+	c.LogPath = "writer/0.log"
+	c.Mounts = []*cri.Mount{{HostPath: dir, ContainerPath: "/data"}}
+	writer := b.run(c)
+	reader := b.run(b.withMounts("reader", &cri.Mount{HostPath: dir, ContainerPath: "/var/log/app", Readonly: true}, &cri.Mount{HostPath: t.TempDir(), ContainerPath: "/other"}))
+	for id, path := range map[string]string{writer: "/data", reader: "/var/log/app"} {
+		eventually(t, ample, func() error {
+			if got := b.Exec(id, "cat", path+"/logs/writer/0.log"); !strings.HasSuffix(got, " stdout F hello\n") {
+				return fmt.Errorf("the log says %q", got)
+			}
+			return nil
+		})
+		b.denied(id, "Read-only", "sh", "-c", "echo >>"+path+"/logs/writer/0.log")
+		b.denied(id, "Read-only", "touch", path+"/logs/new")
+	}
+	b.denied(reader, "No such file", "ls", "/other/logs")
+	b.Exec(writer, "touch", "/data/mine")
+	// Whoever writes to the volume cannot lead the mount elsewhere.
+	for _, command := range []string{"ln -s /etc logs", "ln -s ../../../.. logs", "touch logs"} {
+		b := newBoxOn(t, d, saying("link-logs.crio.io", "logging"))
+		dir := volume(b.config)
+		if out, err := exec.Command("sh", "-c", "cd "+dir+" && "+command).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %s", err, out)
+		}
+		b.refused(b.withMounts("app", &cri.Mount{HostPath: dir, ContainerPath: "/data"}), codes.FailedPrecondition, "config.mounts[0]", "no directory")
+	}
+	bad := newBoxOn(t, d, saying(key, "../../x"))
+	bad.refused(bad.sleeper("app"), codes.InvalidArgument, key)
+	// Not allowed, it is not looked at.
+	config := d.PodConfig("strict")
+	saying(key, "logging")(config)
+	id, err := d.StartPod(t.Context(), config, "strict")
+	if err != nil {
+		t.Fatal(err)
+	}
+	strict := &box{Daemon: d, t: t, pod: id, config: config, image: b.image}
+	dir = volume(config)
+	strict.run(strict.withMounts("app", &cri.Mount{HostPath: dir, ContainerPath: "/data"}))
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("not allowed: the volume has %v, %v", entries, err)
+	}
+}
+
+// TestMNT_25_Userns: in a pod with a user namespace its root can read them.
+func TestMNT_25_Userns(t *testing.T) {
+	t.Parallel()
+	d := start(t, allowing("link-logs.crio.io"))
+	b := newUserBoxOn(t, d, saying("link-logs.crio.io", "logging"))
+	dir := filepath.Join(t.TempDir(), "pods", b.config.Metadata.Uid, "volumes", "kubernetes.io~empty-dir", "logging")
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	c := b.script("writer", "echo hello; exec sleep inf")
+	c.Mounts = []*cri.Mount{{HostPath: dir, ContainerPath: "/data"}}
+	id := b.run(c)
+	eventually(t, ample, func() error {
+		if got := b.Exec(id, "cat", "/data/logs/writer.log"); !strings.HasSuffix(got, " stdout F hello\n") {
+			return fmt.Errorf("the log says %q", got)
+		}
+		return nil
+	})
+	b.remove(stopped(b, id))
+}

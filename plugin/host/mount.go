@@ -128,6 +128,31 @@ func (r MountRules) source(m *cri.Mount) (string, error) {
 	return source, nil
 }
 
+// MakeDir makes the directory name in dir, where others write too, unless it is
+// there. What is there and no directory is an error, a link to one included.
+func MakeDir(dir, name string) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("open volume: %w", classed(err))
+	}
+	defer root.Close()
+	err = root.Mkdir(name, 0o755)
+	if err == nil {
+		return nil
+	}
+	if !errors.Is(err, fs.ErrExist) {
+		return classed(err)
+	}
+	fi, err := root.Lstat(name)
+	if err != nil {
+		return classed(err)
+	}
+	if !fi.IsDir() {
+		return fmt.Errorf("%s is there and no directory: %w", name, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
 func readMounts() ([]*mountinfo.Info, error) {
 	b, err := os.ReadFile(mountInfoFile)
 	if err != nil {

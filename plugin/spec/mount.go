@@ -80,6 +80,13 @@ func containerMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, str
 		}
 		all = append(all, b)
 	}
+	for _, m := range in.Logs {
+		b, err := bindMount(m, in.Handler)
+		if err != nil {
+			return nil, "", fmt.Errorf("logs of the pod: %w", err)
+		}
+		all = append(all, b)
+	}
 	all = append(all, podFiles(in)...)
 	return ordered(append(all, asked...)), root, nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -98,6 +99,32 @@ func PodDevices(pod *cri.PodSandboxConfig, h Handler, p Policy) (list []*cri.Dev
 	}
 	return list, nil
 }
+
+// LogsDir is the directory with the logs in a volume.
+const LogsDir = "logs"
+
+// LogVolumes are the container's mounts, by their number, of the volume in which
+// the pod wants its logs to be: an emptyDir, at the place that the kubelet makes
+// for it.
+func LogVolumes(pod *cri.PodSandboxConfig, c *cri.ContainerConfig, h Handler) (list []int, err error) {
+	name, value, ok := h.permitted(pod, config.AnnotationLinkLogs, config.AnnotationLinkLogsOld)
+	if !ok {
+		return nil, nil
+	}
+	if !volumeName.MatchString(value) {
+		return nil, badAnnotation(name, value, "the name of a volume")
+	}
+	end := "/pods/" + pod.GetMetadata().GetUid() + "/volumes/kubernetes.io~empty-dir/" + value
+	for i, m := range c.GetMounts() {
+		if strings.HasSuffix(path.Clean(m.GetHostPath()), end) {
+			list = append(list, i)
+		}
+	}
+	return list, nil
+}
+
+// volumeName is what Kubernetes lets a volume be called.
+var volumeName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 const gomaxprocs = "GOMAXPROCS"
 

@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -164,6 +165,29 @@ func TestParseMountsFile(t *testing.T) {
 	for _, text := range []string{"a:/b", "/a:b", "/a:/", "/a:/b:/c", "/a:/b\x00", ":", strings.Repeat("/a\n", 257)} {
 		if got, err := ParseMountsFile("f", []byte(text)); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "f:") {
 			t.Errorf("%.20q: %v, %v", text, got, err)
+		}
+	}
+}
+
+func TestLogVolumes(t *testing.T) {
+	const dir = "/var/lib/kubelet/pods/u-1/volumes/kubernetes.io~empty-dir/"
+	c := &cri.ContainerConfig{Mounts: []*cri.Mount{
+		{HostPath: dir + "other"}, {HostPath: dir + "logs/"}, {HostPath: "/var/lib/kubelet/pods/u-2/volumes/kubernetes.io~empty-dir/logs"},
+		{HostPath: dir + "logs/sub"}, {HostPath: dir + "x/../logs"}, {Image: &cri.ImageSpec{Image: "x"}}, {HostPath: dir + "more-logs"},
+	}}
+	for value, want := range map[string][]int{"logs": {1, 4}, "none": nil, "sub": nil} {
+		pod := annotated(config.AnnotationLinkLogs, value)
+		pod.Metadata = &cri.PodSandboxMetadata{Uid: "u-1"}
+		if got, err := LogVolumes(pod, c, everything); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %v, %v", value, got, err)
+		}
+		if got, err := LogVolumes(pod, c, Handler{}); err != nil || got != nil {
+			t.Errorf("%s, not allowed: %v, %v", value, got, err)
+		}
+	}
+	for _, value := range []string{"", "..", "a/b", "../logs", "A", strings.Repeat("a", 64), "-a", "a\n"} {
+		if got, err := LogVolumes(annotated(config.AnnotationLinkLogsOld, value), c, everything); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %v, %v", value, got, err)
 		}
 	}
 }

@@ -183,6 +183,8 @@ type ContainerInput struct {
 	Volumes []facts.Mount
 	// NodeMounts are the node's for every container.
 	NodeMounts []facts.Mount
+	// Logs are mounts of the pod's logs in its volumes.
+	Logs []facts.Mount
 	// Devices are the node's for every container, those of the pod's annotation
 	// and Config's, resolved.
 	Devices []facts.Device
