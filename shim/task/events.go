@@ -95,9 +95,6 @@ func (p *Publisher) Run(ctx context.Context) {
 	}
 }
 
-// Pending reports whether there are events that were not sent yet.
-func (p *Publisher) Pending() bool { return p.first() != nil }
-
 func (p *Publisher) first() *types.Envelope {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -80,7 +80,7 @@ func Intercept(ctx context.Context, u ttrpc.Unmarshaler, _ *ttrpc.UnaryServerInf
 	return r, errgrpc.ToGRPC(err)
 }
 
-// Idle reports whether there is no task and nothing to tell.
+// Idle reports whether there is no task.
 func (s *Service) Idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
