@@ -38,7 +38,8 @@ type Scope struct {
 	Bridge  string
 	Network string
 	Subnet  netip.Prefix
-	// Table is the table of nftables, of family inet, with its host ports.
+	// Table is the table of nftables, of family inet, with its host ports; the
+	// names of its chains in iptables begin with it.
 	Table string
 	// IPAM is the data directory of host-local.
 	IPAM string
@@ -155,6 +156,7 @@ func (s Scope) Purge(ctx context.Context) error {
 		s.removeCgroups(ctx),
 		s.removeLinks(),
 		s.removeTable(ctx),
+		s.removeChains(ctx),
 		s.removeFiles(),
 	)
 }

@@ -106,6 +106,62 @@ func (s Scope) rules(ctx context.Context) ([]string, error) {
 	return found, nil
 }
 
+// chains are those that the scope's host ports may have in iptables.
+func (s Scope) chains() []string {
+	if s.Table == "" {
+		return nil
+	}
+	return []string{s.Table + "-ports", s.Table + "-return", s.Table + "-guard"}
+}
+
+// removeChains removes the scope's chains of iptables if there are any.
+func (s Scope) removeChains(ctx context.Context) error {
+	if s.Table == "" {
+		return nil
+	}
+	var errs []error
+	for _, suffix := range []string{"-nft", "-legacy"} {
+		for _, family := range []string{"iptables", "ip6tables"} {
+			for _, table := range []string{"raw", "nat"} {
+				errs = append(errs, s.removeChainsOf(ctx, family+suffix, table))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeChainsOf is removeChains for one tool and one of its tables.
+func (s Scope) removeChainsOf(ctx context.Context, tool, table string) error {
+	if !inUse(tool + "-save") {
+		return nil
+	}
+	saved, err := exec.CommandContext(ctx, tool+"-save", "-t", table).Output()
+	if err != nil {
+		return nil // the kernel has no such table
+	}
+	script, ends := "*"+table+"\n", ""
+	for line := range strings.Lines(string(saved)) {
+		if !strings.Contains(line, s.Table+"-") {
+			continue
+		}
+		if name, ok := strings.CutPrefix(line, ":"); ok {
+			name = strings.Fields(name)[0]
+			script, ends = script+"-F "+name+"\n", ends+"-X "+name+"\n"
+		} else if !strings.HasPrefix(line, "-A "+s.Table) {
+			script += "-D" + strings.TrimPrefix(line, "-A")
+		}
+	}
+	if ends == "" {
+		return nil
+	}
+	c := exec.CommandContext(ctx, tool+"-restore", "-w", "5", "--noflush")
+	c.Stdin = strings.NewReader(script + ends + "COMMIT\n")
+	if out, err := c.CombinedOutput(); err != nil {
+		return fmt.Errorf("remove chains of %s: %w: %s", s.Table, err, out)
+	}
+	return nil
+}
+
 // removeTable removes the scope's table of nftables if there is one.
 func (s Scope) removeTable(ctx context.Context) error {
 	if s.Table == "" || !inUse("nft") || exec.CommandContext(ctx, "nft", "list", "table", "inet", s.Table).Run() != nil {
@@ -138,7 +194,7 @@ var addressLike = regexp.MustCompile(`[0-9a-fA-F:.]*[.:][0-9a-fA-F:.]+`)
 
 // named reports whether a rule speaks of this scope and of nothing wider.
 func (s Scope) named(rule string) bool {
-	for _, name := range []string{s.Bridge, s.Network, s.Table} {
+	for _, name := range append(s.chains(), s.Bridge, s.Network, s.Table) {
 		if name != "" && regexp.MustCompile(`(^|[^\w-])`+regexp.QuoteMeta(name)+`($|[^\w-])`).MatchString(rule) {
 			return true
 		}

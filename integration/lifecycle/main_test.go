@@ -24,6 +24,9 @@ func TestMain(m *testing.M) {
 	switch {
 	case filepath.Base(os.Args[0]) == stubPlugin:
 		os.Exit(stubMain())
+	case filepath.Base(os.Args[0]) == oldKernelProgram:
+		oldKernelMain()
+		return
 	case strings.HasSuffix(os.Args[0], nriProgram):
 		os.Exit(nriMain())
 	case isSandboxShim():

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -46,6 +47,91 @@ var withoutPortmap = daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
 
 func hostPorts(way string) daemon.Option {
 	return daemon.Set(way, "plugins", daemon.RuntimePlugin, "cni", "host_ports")
+}
+
+// engine is a way to have host ports in the kernel, and how others take them out.
+type engine struct {
+	name, way string
+	old       bool // with the tools for kernels without nftables
+	harms     []string
+}
+
+var engines = []engine{
+	{"nftables", "native", false, []string{"nft delete table inet NAME", "nft flush table inet NAME", "nft flush map inet NAME any4", closeBridge}},
+	{"iptables", "iptables", false, []string{
+		"iptables -t nat -D PREROUTING -m addrtype --dst-type LOCAL -j NAME-ports; ip6tables -t nat -F NAME-ports",
+		"iptables -t nat -D OUTPUT -m addrtype --dst-type LOCAL -j NAME-ports; iptables -t nat -F NAME-return", closeBridge,
+	}},
+	{"iptables of old", "iptables", true, []string{
+		"iptables-legacy -w 5 -t nat -D PREROUTING -m addrtype --dst-type LOCAL -j NAME-ports; ip6tables-legacy -w 5 -t nat -F NAME-ports",
+		"iptables-legacy -w 5 -t raw -F NAME-guard; iptables-legacy -w 5 -t nat -F NAME-return", closeBridge,
+	}},
+}
+
+const closeBridge = "echo 0 > /proc/sys/net/ipv4/conf/BRIDGE/route_localnet"
+
+// daemon starts one that takes the engine.
+func (e engine) daemon(t *testing.T) *daemon.Daemon {
+	t.Helper()
+	options := []daemon.Option{dualBridge, withoutPortmap, hostPorts(e.way)}
+	if !e.old {
+		return start(t, options...)
+	}
+	dir := t.TempDir()
+	for _, tool := range []string{"iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore"} {
+		if err := os.Symlink("/usr/sbin/xtables-legacy-multi", filepath.Join(dir, tool)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return start(t, append(options, daemon.PathFirst(dir))...)
+}
+
+// A daemon under this program finds a kernel without nftables: no process of its
+// can open a socket for them.
+const (
+	oldKernelProgram = "gantry-test-old-kernel"
+	oldKernelDaemon  = "GANTRY_TEST_OLD_KERNEL_DAEMON"
+)
+
+// onOldKernel has a daemon run under the program.
+func onOldKernel(t *testing.T) []daemon.Option {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), oldKernelProgram)
+	if err := os.Symlink(exe, program); err != nil {
+		t.Fatal(err)
+	}
+	dirs, err := daemon.BinDirs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		if real := filepath.Join(dir, "containerd"); exists(real) {
+			return []daemon.Option{daemon.Binary(program), daemon.Env(oldKernelDaemon, real)}
+		}
+	}
+	t.Fatalf("no containerd in %v", dirs)
+	return nil
+}
+
+// oldKernelMain becomes the daemon, behind a filter of system calls.
+func oldKernelMain() {
+	runtime.LockOSThread() // the filter is the thread's, and so is what it becomes
+	const load, equal, end = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, unix.BPF_RET | unix.BPF_K
+	filter := []unix.SockFilter{
+		{Code: load, K: 0}, {Code: equal, K: unix.SYS_SOCKET, Jf: 5},
+		{Code: load, K: 16}, {Code: equal, K: unix.AF_NETLINK, Jf: 3},
+		{Code: load, K: 32}, {Code: equal, K: unix.NETLINK_NETFILTER, Jf: 1},
+		{Code: end, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPROTONOSUPPORT)},
+		{Code: end, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	must(unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0))
+	real := os.Getenv(oldKernelDaemon)
+	must(unix.Exec(real, append([]string{real}, os.Args[1:]...), os.Environ()))
 }
 
 func published(ports ...*cri.PortMapping) func(*cri.PodSandboxConfig) {

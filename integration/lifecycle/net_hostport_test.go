@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -17,10 +18,18 @@ import (
 )
 
 // TestNET_16_NativeHostPorts: every way to a pod's ports, in both families, where
-// no plugin maps any.
+// no plugin maps any, by every engine.
 func TestNET_16_NativeHostPorts(t *testing.T) {
 	t.Parallel()
-	d := start(t, dualBridge, withoutPortmap)
+	for _, e := range engines {
+		t.Run(e.name, func(t *testing.T) {
+			t.Parallel()
+			nativeHostPorts(t, e.daemon(t))
+		})
+	}
+}
+
+func nativeHostPorts(t *testing.T, d *daemon.Daemon) {
 	far := newFarHost(t, d)
 	tcp, udp, bound, local := freePort(t), freePort(t), freePort(t), freePort(t)
 	p := runPod(d, "web", published(
@@ -137,7 +146,8 @@ func TestNET_16_LoopbackGuard(t *testing.T) {
 		t.Fatal(err)
 	}
 	silent(t, pin, "tcp", "127.0.0.1", port)
-	// Only for the guard.
+	// Only for the guard, which the daemon would put back.
+	d.Kill()
 	if out, err := exec.Command("nft", "flush", "chain", "inet", d.Scope().Table, "guard").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -148,6 +158,13 @@ func TestNET_16_LoopbackGuard(t *testing.T) {
 		}
 	}()
 	answers(t, pin, "tcp", "127.0.0.1", port, "node")
+	d.Up()
+	eventually(t, soon, func() error {
+		if rules := rulesOf(t, d); strings.Count(rules, " drop") != 2 {
+			return fmt.Errorf("the guard is not put back: %s", rules)
+		}
+		return nil
+	})
 }
 
 func TestNET_16_Conflict(t *testing.T) {
@@ -276,16 +293,106 @@ func TestNET_16_Recovery(t *testing.T) {
 	nothingLeft(t, d)
 }
 
+// TestNET_16_RulesPutBack: what somebody removes comes back, while the daemon runs
+// and when it was killed meanwhile.
+func TestNET_16_RulesPutBack(t *testing.T) {
+	t.Parallel()
+	for _, e := range engines {
+		t.Run(e.name, func(t *testing.T) {
+			t.Parallel()
+			d := e.daemon(t)
+			far := newFarHost(t, d)
+			port := freePort(t)
+			p := runPod(d, "web", published(&cri.PortMapping{ContainerPort: 8080, HostPort: port}))
+			answering(t, pinOf(t, d, p.id), "tcp", "web", 8080)
+			reached := func() {
+				t.Helper()
+				answers(t, far.path, "tcp", far.node4, port, "web")
+				answers(t, far.path, "tcp", far.node6, port, "web")
+				answers(t, "", "tcp", "127.0.0.1", port, "web")
+			}
+			reached()
+			for _, killed := range []bool{false, true} {
+				for _, script := range e.harms {
+					if killed {
+						d.Kill()
+					}
+					script = strings.NewReplacer("NAME", d.Scope().Table, "BRIDGE", d.Scope().Bridge).Replace(script)
+					if out, err := exec.Command("sh", "-ec", script).CombinedOutput(); err != nil {
+						t.Fatalf("%s: %v: %s", script, err, out)
+					}
+					if killed {
+						d.Up()
+					}
+					reached()
+				}
+			}
+			if err := removePod(d, p.id); err != nil {
+				t.Fatal(err)
+			}
+			nothingLeft(t, d)
+		})
+	}
+}
+
+// TestNET_16_KernelWithoutNFTables: where there is no nftables, neither for the
+// daemon nor for the tools that it finds first, ports are mapped without being told
+// how.
+func TestNET_16_KernelWithoutNFTables(t *testing.T) {
+	t.Parallel()
+	nativeHostPorts(t, start(t, append(onOldKernel(t), dualBridge, withoutPortmap)...))
+}
+
+// TestNET_16_EngineChanges: pods keep their ports when the daemon is told to map
+// them with the other engine.
+func TestNET_16_EngineChanges(t *testing.T) {
+	t.Parallel()
+	d := start(t, dualBridge, withoutPortmap, hostPorts("nftables"))
+	file := filepath.Join(d.Dir, "config.toml")
+	port := freePort(t)
+	p := runPod(d, "web", published(&cri.PortMapping{ContainerPort: 8080, HostPort: port}))
+	answering(t, pinOf(t, d, p.id), "tcp", "web", 8080)
+	answers(t, "", "tcp", gateway(d), port, "web")
+	for _, change := range [][2]string{{"nftables", "iptables"}, {"iptables", "nftables"}} {
+		before, way := change[0], change[1]
+		config, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(strings.Replace(string(config), before, way, 1)), 0); err != nil {
+			t.Fatal(err)
+		}
+		d.Restart()
+		eventually(t, soon, func() error {
+			if mapped := strings.Contains(rulesOf(t, d), p.id); mapped != (way == "nftables") {
+				return fmt.Errorf("mapped by nftables: %t, with %s", mapped, way)
+			}
+			return nil
+		})
+		answers(t, "", "tcp", gateway(d), port, "web")
+		answers(t, "", "tcp", "127.0.0.1", port, "web")
+	}
+	if err := removePod(d, p.id); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, d)
+}
+
 // TestNET_16_Crash kills the daemon at random moments of the lives of pods that
 // have a port of the node.
 func TestNET_16_Crash(t *testing.T) {
 	t.Parallel()
-	d := start(t, dualBridge, withoutPortmap)
-	img := plain(t, d)
-	port := freePort(t)
-	crashes(t, d, func(cycle string) error {
-		return life(d, cycle, img, published(&cri.PortMapping{ContainerPort: 80, HostPort: port}))
-	})
+	for _, e := range engines[:2] {
+		t.Run(e.name, func(t *testing.T) {
+			t.Parallel()
+			d := e.daemon(t)
+			img := plain(t, d)
+			port := freePort(t)
+			crashes(t, d, func(cycle string) error {
+				return life(d, cycle, img, published(&cri.PortMapping{ContainerPort: 80, HostPort: port}))
+			})
+		})
+	}
 }
 
 // TestNET_17_HostPortMappingOff: nobody maps a port when it is switched off, and

@@ -184,7 +184,7 @@ const (
 	keepInterval = 5 * time.Second
 	// keepShare is how much longer the pause is than the look took: a node with
 	// very many rules of iptables spends no more on it than that part of its time.
-	keepShare = 50
+	keepShare = 10
 )
 
 // KeepPorts puts the rules of host ports back, until ctx ends, when somebody has

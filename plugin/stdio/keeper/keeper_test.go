@@ -269,7 +269,7 @@ func TestKilled(t *testing.T) {
 			if len(pids) != 1 || pids[0] == pid {
 				return false
 			}
-			// One that starts goes again when it finds another one.
+			// The process that was started ends once it has left the keeper.
 			open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pids[0]))
 			return err == nil && len(open) >= 7
 		})
