@@ -67,9 +67,6 @@ func (c *container) create(ctx context.Context, mounts []mount.Mount) (err error
 	if err := c.write(c.dir); err != nil {
 		return err
 	}
-	// Mounting may take helpers, which are nobody else's to reap.
-	release := c.service.reaper.Hold()
-	defer release()
 	if err := c.mountRoot(mounts); err != nil {
 		return err
 	}
@@ -90,6 +87,8 @@ func (c *container) mountRoot(mounts []mount.Mount) error {
 	if len(mounts) == 0 {
 		return nil
 	}
+	// Mounting may take helpers, which are nobody else's to reap.
+	defer c.service.reaper.Hold()()
 	root := filepath.Join(c.Bundle, "rootfs")
 	if err := os.Mkdir(root, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
 		return err

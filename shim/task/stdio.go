@@ -87,6 +87,11 @@ func openOutput(ctx context.Context, path string) (*os.File, error) {
 	if path == "" {
 		return openRaw(os.DevNull, unix.O_WRONLY)
 	}
+	return openRead(ctx, path, func() (*os.File, error) { return openRaw(path, unix.O_RDWR) })
+}
+
+// openRead opens output: a file as it is, a FIFO by fifo once somebody reads it.
+func openRead(ctx context.Context, path string, fifo func() (*os.File, error)) (*os.File, error) {
 	file, err := outputFile(path)
 	if err != nil {
 		return nil, err
@@ -99,7 +104,7 @@ func openOutput(ctx context.Context, path string) (*os.File, error) {
 		return nil, err
 	}
 	defer release()
-	return openRaw(path, unix.O_RDWR)
+	return fifo()
 }
 
 // outputFile returns the file of a file:// address, "" for the path of a FIFO.
@@ -248,7 +253,8 @@ func control(f *os.File, do func(fd int) error) error {
 func openTerminal(ctx context.Context, p paths) (s *streams, err error) {
 	s = &streams{}
 	if p.Stdout != "" {
-		if s.out, err = openCopied(ctx, p.Stdout); err != nil {
+		s.out, err = openRead(ctx, p.Stdout, func() (*os.File, error) { return os.OpenFile(p.Stdout, os.O_RDWR, 0) })
+		if err != nil {
 			return nil, fmt.Errorf("open stdout: %w", err)
 		}
 	}
@@ -259,22 +265,6 @@ func openTerminal(ctx context.Context, p paths) (s *streams, err error) {
 		}
 	}
 	return s, nil
-}
-
-func openCopied(ctx context.Context, path string) (*os.File, error) {
-	file, err := outputFile(path)
-	if err != nil {
-		return nil, err
-	}
-	if file != "" {
-		return openRaw(file, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
-	}
-	release, err := awaitReader(ctx, path)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	return os.OpenFile(path, os.O_RDWR, 0)
 }
 
 // attach begins to copy between the terminal and the paths.
