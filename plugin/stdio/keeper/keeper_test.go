@@ -33,6 +33,14 @@ func home(t testing.TB) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		// A test that fails may leave one that still holds something.
+		defer func() {
+			for _, pid := range processes(t, dir) {
+				if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+					t.Error(err)
+				}
+			}
+		}()
 		waitFor(t, "the keeper's end", func() bool { return len(processes(t, dir)) == 0 })
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
