@@ -228,39 +228,12 @@ func TestMNT_14_CutOff(t *testing.T) {
 		mounts = append(mounts, fromImage(model, "", fmt.Sprint("/v", i)))
 	}
 	for i := range 2 {
-		ctx, cancel := context.WithTimeout(t.Context(), ample)
-		created := make(chan error, 1)
-		go func() { // ends with the daemon, or cancel
-			_, err := d.Runtime().CreateContainer(ctx, &cri.CreateContainerRequest{
-				PodSandboxId: b.pod, SandboxConfig: b.config, Config: b.withMounts(fmt.Sprint("cut-off-", i), mounts...),
-			})
-			created <- err
-		}()
-		eventually(t, ample, func() error {
+		cutOff(t, b, fmt.Sprint("cut-off-", i), func() error {
 			if len(volumesOf(t, d)) == 0 {
 				return errors.New("nothing is mounted yet")
 			}
 			return nil
-		})
-		d.Kill()
-		cancel()
-		if err := <-created; err == nil {
-			t.Log("the creation was over before the daemon died")
-		}
-		d.Up()
-		list, err := d.Runtime().ListContainers(t.Context(), &cri.ListContainersRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range list.Containers {
-			b.remove(c.Id)
-		}
-		eventually(t, ample, func() error {
-			if left := volumesOf(t, d); len(left) > 0 {
-				return fmt.Errorf("left are %q", left)
-			}
-			return nil
-		})
+		}, mounts...)
 	}
 	b.wantText(b.run(b.withMounts("whole", mounts[0])), "/v0/a", "one\n")
 }

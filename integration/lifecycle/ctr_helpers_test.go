@@ -260,6 +260,19 @@ func field(t *testing.T, text, name string) string {
 	return ""
 }
 
+// statusNumber is the number of a line that the kernel has of a process in status.
+func statusNumber(t *testing.T, pid int, name string) (n int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscan(field(t, string(text), name+":"), &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // drain collects what the messages of a stream hold, to its end.
 func drain[M, V any](t *testing.T, recv func() (M, error), values func(M) []V) []V {
 	t.Helper()

@@ -101,6 +101,41 @@ func volumesOf(t *testing.T, d *daemon.Daemon) (found []string) {
 	return found
 }
 
+// cutOff kills the daemon once it has begun to make the volumes of a container, and
+// waits until the next one has left nothing of them.
+func cutOff(t *testing.T, b *box, name string, begun func() error, mounts ...*cri.Mount) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), ample)
+	defer cancel()
+	created := make(chan error, 1)
+	go func() { // ends with the daemon, or cancel
+		_, err := b.Runtime().CreateContainer(ctx, &cri.CreateContainerRequest{
+			PodSandboxId: b.pod, SandboxConfig: b.config, Config: b.withMounts(name, mounts...),
+		})
+		created <- err
+	}()
+	eventually(t, ample, begun)
+	b.Kill()
+	cancel()
+	if err := <-created; err == nil {
+		t.Log("the creation was over before the daemon died")
+	}
+	b.Up()
+	list, err := b.Runtime().ListContainers(t.Context(), &cri.ListContainersRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list.Containers {
+		b.remove(c.Id)
+	}
+	eventually(t, ample, func() error {
+		if left := volumesOf(t, b.Daemon); len(left) > 0 {
+			return fmt.Errorf("left are %q", left)
+		}
+		return nil
+	})
+}
+
 // TestMNT_09_ImageVolume: an image is mounted read-only, also one of several
 // layers, and stays whole while it is in use although it was removed.
 func TestMNT_09_ImageVolume(t *testing.T) {
@@ -428,39 +463,12 @@ func TestMNT_18_VolumesVanish(t *testing.T) {
 	none("pod")
 	// The daemon dies while it copies.
 	for i := range 3 {
-		ctx, cancel := context.WithTimeout(t.Context(), ample)
-		created := make(chan error, 1)
-		go func() {
-			_, err := d.Runtime().CreateContainer(ctx, &cri.CreateContainerRequest{
-				PodSandboxId: b.pod, SandboxConfig: b.config, Config: b.withMounts(fmt.Sprint("cut-off-", i), fromImage(model, "", "/model")),
-			})
-			created <- err
-		}()
-		eventually(t, ample, func() error {
+		cutOff(t, b, fmt.Sprint("cut-off-", i), func() error {
 			if found, err := filepath.Glob(filepath.Join(d.Root, "io.containerd.grpc.v1.cri", "volumes", "*", "0", "1*")); err != nil || len(found) == 0 {
 				return fmt.Errorf("nothing is copied yet: %w", err)
 			}
 			return nil
-		})
-		d.Kill()
-		cancel()
-		if err := <-created; err == nil {
-			t.Log("the creation was over before the daemon died")
-		}
-		d.Up()
-		list, err := d.Runtime().ListContainers(t.Context(), &cri.ListContainersRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range list.Containers {
-			b.remove(c.Id)
-		}
-		eventually(t, ample, func() error {
-			if left := volumesOf(t, d); len(left) > 0 {
-				return fmt.Errorf("left are %q", left)
-			}
-			return nil
-		})
+		}, fromImage(model, "", "/model"))
 	}
 }
 

@@ -30,18 +30,7 @@ func memory(t *testing.T, d *daemon.Daemon) (mib int) {
 }
 
 // peak is what the daemon has had in memory at most since memory was called.
-func peak(t *testing.T, d *daemon.Daemon) (mib int) {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var kib int
-	if _, err := fmt.Sscanf(field(t, string(text), "VmHWM:"), "%d kB", &kib); err != nil {
-		t.Fatal(err)
-	}
-	return kib >> 10
-}
+func peak(t *testing.T, d *daemon.Daemon) (mib int) { return statusNumber(t, d.PID(), "VmHWM") >> 10 }
 
 // huge is the size of what nobody can hold.
 const huge = 10 << 30

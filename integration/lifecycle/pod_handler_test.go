@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -134,18 +133,7 @@ func TestRTH_09_OneShim(t *testing.T) {
 	}
 }
 
-func parentOf(t *testing.T, pid int) (parent int) {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(text), "\nPPid:")
-	if _, err := fmt.Sscan(rest, &parent); err != nil {
-		t.Fatal(err)
-	}
-	return parent
-}
+func parentOf(t *testing.T, pid int) int { return statusNumber(t, pid, "PPid") }
 
 // TestRTH_10_ShimSurvives: containers do not notice a crash of the daemon.
 func TestRTH_10_ShimSurvives(t *testing.T) {

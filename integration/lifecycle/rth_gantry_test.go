@@ -126,7 +126,7 @@ func TestRTH_14_OneSupervisor(t *testing.T) {
 		t.Errorf("%d threads have become %d", threads, now)
 	}
 	for _, p := range pods {
-		if s := parentOf(t, podPid(t, d, p.id)); s != pids[0] {
+		if s := parentOf(t, pidOf(t, d, p.id)); s != pids[0] {
 			t.Errorf("the parent of pod %s is %d", p.id, s)
 		}
 		if err := removePod(d, p.id); err != nil {
@@ -144,29 +144,8 @@ func TestRTH_14_OneSupervisor(t *testing.T) {
 	}
 }
 
-// podPid is the pause process of a pod.
-func podPid(t *testing.T, d *daemon.Daemon, id string) int {
-	t.Helper()
-	return int(taskAPI(t, d, id).Pid())
-}
-
-func statusLine(t *testing.T, pid int, key string) (n int) {
-	t.Helper()
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(data)) {
-		if _, err := fmt.Sscanf(line, key+": %d", &n); err == nil {
-			return n
-		}
-	}
-	t.Fatalf("process %d has no %s", pid, key)
-	return 0
-}
-
-func residentOf(t *testing.T, pid int) int { return statusLine(t, pid, "VmRSS") }
-func threadsOf(t *testing.T, pid int) int  { return statusLine(t, pid, "Threads") }
+func residentOf(t *testing.T, pid int) int { return statusNumber(t, pid, "VmRSS") }
+func threadsOf(t *testing.T, pid int) int  { return statusNumber(t, pid, "Threads") }
 
 // TestRTH_11_SupervisorDies: with the supervisor its containers end, nothing of
 // them is left, what had ended before keeps its code, and the next pod runs.
