@@ -360,17 +360,18 @@ func TestSTA_08_ProcessCount(t *testing.T) {
 	d := shared(t)
 	p := runPod(d, "crowded", inPodGroup(d, "sta08"))
 	ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d)))
-	count := func() uint64 { return podStats(t, d, p.id).Linux.Process.GetProcessCount().GetValue() }
-	before := count()
-	if before < 2 {
-		t.Errorf("a sandbox and a container are %d processes", before)
+	counted := func(want uint64) {
+		t.Helper()
+		eventually(t, soon, func() error {
+			if got := podStats(t, d, p.id).Linux.Process.GetProcessCount().GetValue(); got != want {
+				return fmt.Errorf("%d processes, want %d", got, want)
+			}
+			return nil
+		})
 	}
-	const sleepers = 20
+	// The sandbox, and the container's shell, which starts what it waits for.
+	const before, sleepers = 3, 20
+	counted(before)
 	sh(d, ctr, fmt.Sprintf("for i in $(seq %d); do sleep 10000 >/dev/null 2>&1 </dev/null & done", sleepers))
-	eventually(t, soon, func() error {
-		if got := count(); got != before+sleepers {
-			return fmt.Errorf("%d processes after %d, with %d more", got, before, sleepers)
-		}
-		return nil
-	})
+	counted(before + sleepers)
 }
