@@ -133,6 +133,7 @@ type Service struct {
 	unpacks   flight.Group[unpackKey, struct{}]
 	ops       operations
 	locks     keyedLock
+	removal   keyedLock // of the one key ""
 	index     *index
 	usage     *usage
 	collect   chan struct{}

@@ -6,7 +6,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/images"
@@ -123,6 +125,55 @@ func TestParallelRemoval(t *testing.T) {
 	if all, _ := w.List(w.ctx, nil); len(all) != 0 {
 		t.Errorf("left: %v", all)
 	}
+	w.empty()
+}
+
+// deletesOnce deletes one record and keeps the next Delete waiting.
+type deletesOnce struct {
+	images.Store
+	deleted atomic.Int32
+	waits   chan string // gets the name of the first when it waits
+	goOn    chan struct{}
+	first   string
+}
+
+func (d *deletesOnce) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
+	switch d.deleted.Add(1) {
+	case 1:
+		d.first = name
+	case 2:
+		d.waits <- d.first
+		<-d.goOn
+	}
+	return d.Store.Delete(ctx, name, opts...)
+}
+
+// TestRemovalWaitsForRemoval: a removal that finds its name gone, as another is
+// about to remove the image, does not say before that the image is gone.
+func TestRemovalWaitsForRemoval(t *testing.T) {
+	reg := registry.StartT(t, registry.Options{})
+	slow := &deletesOnce{waits: make(chan string), goOn: make(chan struct{})}
+	w := newWorld(t, func(o *Options) { slow.Store, o.Images = o.Images, slow })
+	ref, digest := push(t, reg, "app:v1", sample(t, "app", 1))
+	names := []string{ref, w.pull(ref), reg.Ref("app@" + digest)}
+	first := make(chan error, 1)
+	go func() { first <- w.Remove(w.ctx, ref) }()
+	must(t, w.index.refresh(w.ctx, <-slow.waits)) // as the store's event does
+	var others sync.WaitGroup
+	for _, name := range names {
+		others.Go(func() {
+			if err := w.Remove(w.ctx, name); err != nil {
+				t.Errorf("remove %s: %v", name, err)
+			}
+			if all, _ := w.List(w.ctx, nil); len(all) != 0 {
+				t.Errorf("%s was removed, and there is %v", name, all)
+			}
+		})
+	}
+	time.Sleep(100 * time.Millisecond) // one that does not wait would be done
+	close(slow.goOn)
+	others.Wait()
+	must(t, <-first)
 	w.empty()
 }
 

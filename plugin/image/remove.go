@@ -16,6 +16,12 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	if ref == "" {
 		return fmt.Errorf("remove image: field image.image is empty: %w", errdefs.ErrInvalidArgument)
 	}
+	// Of two removals at once, the second may find its name gone while the image
+	// still has others.
+	if err := s.removal.lock(ctx, ""); err != nil {
+		return fmt.Errorf("remove image: wait for another removal: %w", err)
+	}
+	defer s.removal.unlock("")
 	img, err := s.index.now.Load().find(ref, func(r row) *image { return cmp.Or(r.on(s.platforms.of("")), r.any()) })
 	if err != nil {
 		return fmt.Errorf("remove image: %w", err)
