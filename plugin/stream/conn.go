@@ -6,10 +6,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -22,6 +24,7 @@ var errClientGone = errors.New("client closed the connection")
 // took over.
 type listener struct {
 	net.Listener
+	linger time.Duration // how long a client may fetch nothing of what is left for it
 
 	mu     sync.Mutex
 	conns  map[*conn]struct{}
@@ -56,7 +59,7 @@ func (l *listener) closeAll() {
 	}
 	l.mu.Unlock()
 	for _, c := range conns {
-		c.Close()
+		_ = c.abort() // it may be closed already
 	}
 }
 
@@ -67,6 +70,7 @@ type conn struct {
 	listener *listener
 	gone     context.Context
 	leave    context.CancelCauseFunc
+	closing  atomic.Bool
 }
 
 // Read implements net.Conn.
@@ -80,13 +84,71 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements net.Conn.
+// Close implements net.Conn. It lets the client fetch what was written, so that
+// a slow one gets the end of the output and the status too.
 func (c *conn) Close() error {
+	c.leave(net.ErrClosed)
+	if c.closing.Swap(true) {
+		return nil
+	}
+	if t, ok := c.Conn.(*net.TCPConn); ok {
+		c.drain(t)
+	}
+	return c.abort()
+}
+
+// abort closes the connection at once.
+func (c *conn) abort() error {
 	c.leave(net.ErrClosed)
 	c.listener.mu.Lock()
 	delete(c.listener.conns, c)
 	c.listener.mu.Unlock()
 	return c.Conn.Close()
+}
+
+// drainStep is how often drain looks.
+const drainStep = 50 * time.Millisecond
+
+// drain waits until the client has what is on the way, as long as it fetches
+// something. The kernel resets a closed connection, and drops what is on the way,
+// as soon as the client sends anything or has sent what nobody read, and the
+// clients send pings: so what comes is read, and thrown away.
+func (c *conn) drain(t *net.TCPConn) {
+	left, err := unacknowledged(t)
+	if err != nil || left == 0 || t.CloseWrite() != nil {
+		return
+	}
+	var b [512]byte
+	for fetched := time.Now(); left > 0 && time.Since(fetched) < c.listener.linger; {
+		if t.SetReadDeadline(time.Now().Add(drainStep)) != nil {
+			return
+		}
+		switch _, err := t.Read(b[:]); {
+		case err == nil || errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, io.EOF):
+			time.Sleep(drainStep) // it sends no more, and may still read
+		default:
+			return
+		}
+		now, err := unacknowledged(t)
+		if err != nil {
+			return
+		}
+		if now < left {
+			fetched = time.Now()
+		}
+		left = now
+	}
+}
+
+// unacknowledged is how many bytes the client's kernel does not have yet.
+func unacknowledged(t *net.TCPConn) (n int, err error) {
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	cerr := raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return n, errors.Join(cerr, err)
 }
 
 type connKey struct{}

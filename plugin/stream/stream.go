@@ -90,7 +90,8 @@ const (
 	maxHeader     = 64 << 10
 	closeWait     = 10 * time.Second
 	// lingerTime is how long a client may take to close the connection of a
-	// session that is over.
+	// session that is over, and how long it may fetch nothing of what is left
+	// for it then.
 	lingerTime = 5 * time.Second
 	// watchTime is how often a session looks whether its client is still there
 	// when nothing is being read.
@@ -106,7 +107,6 @@ type Server struct {
 	base     url.URL
 	tokens   tokens
 	cancel   context.CancelFunc
-	linger   time.Duration
 	watch    time.Duration
 
 	mu       sync.Mutex
@@ -128,8 +128,8 @@ func New(cfg Config, rt Runtime) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for streams: %w", err)
 	}
-	s := &Server{cfg: cfg, runtime: rt, linger: lingerTime, watch: watchTime,
-		listener: &listener{Listener: l, conns: map[*conn]struct{}{}}}
+	s := &Server{cfg: cfg, runtime: rt, watch: watchTime,
+		listener: &listener{Listener: l, linger: lingerTime, conns: map[*conn]struct{}{}}}
 	s.base = url.URL{Scheme: "http", Host: advertised(l.Addr().(*net.TCPAddr))}
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
@@ -272,7 +272,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request, run func(http.R
 	// The protocol closes the connection, but not in every case of failure.
 	select {
 	case <-c.gone.Done():
-	case <-time.After(s.linger):
+	case <-time.After(s.listener.linger):
 	}
 	c.Close()
 }

@@ -595,7 +595,7 @@ func TestNoIdleTimeout(t *testing.T) {
 // TestClientWithoutStreams upgrades the connection and then does nothing.
 func TestClientWithoutStreams(t *testing.T) {
 	baseline(t)
-	s := serve(t, Config{CreationTimeout: 50 * time.Millisecond}, newFake(), func(s *Server) { s.linger = 50 * time.Millisecond })
+	s := serve(t, Config{CreationTimeout: 50 * time.Millisecond}, newFake(), func(s *Server) { s.listener.linger = 50 * time.Millisecond })
 	u, err := url.Parse(execURL(t, s, &cri.ExecRequest{Cmd: []string{"hang"}, Stdout: true}))
 	if err != nil {
 		t.Fatal(err)
