@@ -26,7 +26,8 @@ GOFLAGS_BUILD := -trimpath
 
 # A command is built as soon as it has Go files.
 COMMANDS      := $(foreach d,$(wildcard cmd/*),$(if $(wildcard $(d)/*.go),$(notdir $(d))))
-# The parts that run during a test get the race detector.
+# What runs during a test; RACE=1 has it built with the race detector, which
+# makes the whole a third slower or more.
 RACED         := $(filter-out gantry,$(COMMANDS))
 CNI           := bridge host-local loopback portmap firewall bandwidth tuning ptp
 CNI_PKG       := github.com/containernetworking/plugins/plugins
@@ -84,7 +85,7 @@ stock: bin/stock/containerd ## bin/stock/: containerd of the same release with i
 others: bin/shim1/containerd-shim-runc-v2 bin/gvisor/runsc bin/stock/containerd ## what the tests have beside ours: an older shim, gVisor, stock containerd
 
 .PHONY: race
-race: generated ## bin/race/: what the tests run, with the race detector
+race: generated ## bin/race/: what the tests run with RACE=1
 	@mkdir -p bin/race
 	@for c in $(RACED); do go build $(GOFLAGS_BUILD) -race -ldflags '$(LDFLAGS)' -o bin/race/$$c ./cmd/$$c; done
 
@@ -113,21 +114,22 @@ run: build ## the daemon in the foreground under ./run, for crictl or a kubelet 
 ##@ Testing
 
 .PHONY: test
-test: deps ## all tests with the race detector (root for all of it)
+test: deps ## all tests (root for all of it)
 	@rm -rf $(OUT)
 	@rc=0; $(MAKE) --no-print-directory unit || rc=1; \
 	$(MAKE) --no-print-directory integration || rc=1; exit $$rc
 
 .PHONY: unit
-unit: generated ## tests that need no daemon; RUN=regexp picks some
+unit: generated ## tests that need no daemon, with the race detector; RUN=regexp picks some
 	@mkdir -p $(OUT) && rm -f $(OUT)/unit.jsonl
 	go run ./tools/testrun -o $(OUT)/unit.jsonl -- -race -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(UNIT_PKGS)
 
+INTEGRATION := $(if $(RACE),race,integration)
 .PHONY: integration
-integration: race pinned others ## tests against a real daemon; RUN=regexp picks some (root)
-	@mkdir -p $(OUT) && rm -f $(OUT)/integration.jsonl
-	GANTRY_BIN=$(CURDIR)/bin/race:$(CURDIR)/bin go run ./tools/testrun -o $(OUT)/integration.jsonl -- \
-		-race -count=1 -p 1 -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(INTEGRATION_PKGS)
+integration: commands $(if $(RACE),race) pinned others ## tests against a real daemon; RUN=regexp picks some, RACE=1 finds data races (root)
+	@mkdir -p $(OUT) && rm -f $(OUT)/$(INTEGRATION).jsonl
+	GANTRY_BIN=$(if $(RACE),$(CURDIR)/bin/race:)$(CURDIR)/bin go run ./tools/testrun -o $(OUT)/$(INTEGRATION).jsonl -- \
+		$(if $(RACE),-race) -count=1 -p 1 -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(INTEGRATION_PKGS)
 
 # Not race-built: the emulation is slow enough. VM_RUN is what make vm-test runs
 # unless RUN says otherwise.
