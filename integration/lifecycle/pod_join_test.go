@@ -80,13 +80,19 @@ func shown(t *testing.T, d *daemon.Daemon, name, object, stage string) (found op
 
 // retried calls again and again, each call with a client's deadline, until one
 // succeeds, and checks every error on the way. It returns how many there were.
+// On a busy machine the client's own clock can be faster than the answer, which
+// comes some 100 ms before the deadline; but not always.
 func retried(t *testing.T, stage string, call func(context.Context) error) (failures int) {
 	t.Helper()
+	answers := 0
 	for {
 		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		err := call(ctx)
 		cancel()
 		if err == nil {
+			if failures > 0 && answers == 0 {
+				t.Errorf("none of %d clients got an answer", failures)
+			}
 			return failures
 		}
 		failures++
@@ -96,6 +102,10 @@ func retried(t *testing.T, stage string, call func(context.Context) error) (fail
 		if strings.Contains(status.Convert(err).Message(), "reserved") {
 			t.Errorf("a name is reserved: %v", err)
 		}
+		if strings.HasSuffix(err.Error(), "desc = "+context.DeadlineExceeded.Error()) {
+			continue
+		}
+		answers++
 		wantError(t, err, codes.DeadlineExceeded, stage)
 	}
 }
