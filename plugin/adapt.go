@@ -12,6 +12,8 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/container"
+	gcri "github.com/gantry-cri/gantry/plugin/cri"
+	"github.com/gantry-cri/gantry/plugin/events"
 	"github.com/gantry-cri/gantry/plugin/handler"
 	"github.com/gantry-cri/gantry/plugin/host"
 	"github.com/gantry-cri/gantry/plugin/image"
@@ -20,6 +22,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/runtime"
 	"github.com/gantry-cri/gantry/plugin/selinux"
 	"github.com/gantry-cri/gantry/plugin/spec"
+	"github.com/gantry-cri/gantry/plugin/store"
 )
 
 // networks is sandbox.Network and cri.Network.
@@ -224,4 +227,31 @@ func (s shims) EndSilent(ctx context.Context, sb record.Sandbox) error {
 		return err
 	}
 	return s.Tasks.EndSilent(ctx, sb.ID)
+}
+
+// records is events.Records.
+type records struct{ *store.Store }
+
+func (r records) Sandbox(id string) (record.Sandbox, error) { return r.Sandboxes.Get(id) }
+
+func (r records) ContainersOf(sandboxID string) []record.Container { return r.Containers.Of(sandboxID) }
+
+// happenings is cri.Events.
+type happenings struct{ *events.Hub }
+
+func (h happenings) Follow(ctx context.Context, begun func() error, tell func(gcri.Event) error) error {
+	s := h.Subscribe()
+	defer s.Close()
+	if err := begun(); err != nil {
+		return err
+	}
+	for {
+		e, err := s.Next(ctx)
+		if err != nil {
+			return err
+		}
+		if err := tell(gcri.Event(e)); err != nil {
+			return err
+		}
+	}
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/cdi"
 	"github.com/gantry-cri/gantry/plugin/container"
 	"github.com/gantry-cri/gantry/plugin/cri"
+	"github.com/gantry-cri/gantry/plugin/events"
 	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/handler"
 	"github.com/gantry-cri/gantry/plugin/host"
@@ -83,6 +84,7 @@ type services struct {
 	background *lifecycle.Group
 	ops        *operation.Table
 	store      *store.Store
+	events     *events.Hub
 	streams    streams
 	opsPath    string
 	disk       *store.Metadata
@@ -307,7 +309,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	s.cri = cri.New(cri.Deps{
 		Sandboxes: s.sandboxes, Containers: s.containers, Images: images, Streaming: s.streaming, Network: nets,
-		Handlers: s.handlers, Validate: validate{policyOf(cfg.runtime)}, Stats: s.stats, Version: semver(version.Version),
+		Handlers: s.handlers, Validate: validate{policyOf(cfg.runtime)}, Stats: s.stats, Events: happenings{s.events}, Version: semver(version.Version),
 		Warnings: shownWarnings(cfg), Info: func() map[string]any { return map[string]any{"config": cfg.runtime} },
 	})
 	if !cfg.runtime.DisableAppArmor {
@@ -334,6 +336,8 @@ func (s *services) openStore(ctx context.Context, n node) (err error) {
 	if s.store, damaged, err = store.Open(ctx, s.disk); err != nil {
 		return err
 	}
+	s.events = events.New(records{s.store})
+	s.store.Watch(s.events)
 	for _, d := range damaged {
 		log.G(ctx).WithError(d.Err).WithField(d.Kind, d.ID).Error("record cannot be read; it is left alone, remove it with ctr")
 		if d.Kind == "sandbox" {
@@ -355,12 +359,12 @@ func newSnapshots(n node) *snapshot.Snapshots {
 // observe registers the metrics and makes the decorator of requests feed them.
 func (s *services) observe() error {
 	metrics := rpc.NewMetrics(s.ops)
-	for _, c := range append(s.plugins.Metrics(), metrics) {
+	for _, c := range slices.Concat(s.plugins.Metrics(), s.events.Metrics(), []prometheus.Collector{metrics}) {
 		if err := prometheus.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	s.rpc = rpc.Options{Namespace: Namespace, Ops: s.ops, Object: cri.Object, Observe: metrics.Observe}
+	s.rpc = rpc.Options{Namespace: Namespace, Ops: s.ops, Object: cri.Object, Observe: metrics.Observe, Endless: cri.Endless}
 	return nil
 }
 

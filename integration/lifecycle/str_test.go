@@ -677,23 +677,39 @@ func TestSTR_15_SlowClient(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
 	const some, much = 8_000_000, 40_000_000
-	c := b.script("app", fmt.Sprintf("read l; head -c %d /dev/zero | tr '\\0' x; echo; echo said some; "+
-		"read l; head -c %d /dev/zero | tr '\\0' y; echo; echo said much; read l; echo bye", some, much))
+	c := b.script("app", fmt.Sprintf("while read l && [ $l != go ]; do echo $l; done; "+
+		"head -c %d /dev/zero | tr '\\0' x; echo; echo said some; read l; head -c %d /dev/zero | tr '\\0' y; echo; echo said much; read l; echo bye", some, much))
 	c.Stdin = true
 	id := b.run(c)
 	slow := &slowWriter{}
-	slow.hold(func(time.Time) bool { return true })
+	slow.hold(nil)
 	address := b.attachURL(&cri.AttachRequest{ContainerId: id, Stdout: true})
 	done := make(chan error, 1)
 	go func() {
 		done <- spdyDial.streamTo(context.Background(), address, remotecommand.StreamOptions{Stdout: slow})
 	}()
 	fast := b.attach(spdyDial, &cri.AttachRequest{ContainerId: id, Stdin: true, Stdout: true}, nil)
+	eventually(t, ample, func() error { // it is not attached at once
+		fast.write("there\n")
+		if slow.n.Load() == 0 {
+			return errors.New("the slow client hears nothing")
+		}
+		return nil
+	})
+	fast.write("so\n")
+	eventually(t, ample, func() error {
+		if end := slow.end.Load(); !strings.HasSuffix(*end, "so\n") {
+			return fmt.Errorf("the slow client heard %q last", *end)
+		}
+		return nil
+	})
+	slow.hold(func(time.Time) bool { return true })
+	before := slow.n.Load()
 	fast.write("go\n")
 	b.logged(id, "said some")
 	fast.says("said some")
 	slow.hold(nil)
-	for n, all := int64(0), int64(some+len("\nsaid some\n")); n < all; n = slow.n.Load() {
+	for n, all := before, before+int64(some+len("\nsaid some\n")); n < all; n = slow.n.Load() {
 		eventually(t, ample, func() error { // on a busy machine all of it may take longer
 			if slow.n.Load() == n {
 				return fmt.Errorf("the late client has %d bytes of %d and gets no more", n, all)
@@ -737,6 +753,7 @@ func TestSTR_15_SlowClient(t *testing.T) {
 // held by says so of a write that began then.
 type slowWriter struct {
 	n     atomic.Int64
+	end   atomic.Pointer[string] // of what it took last
 	holds atomic.Pointer[func(begin time.Time) bool]
 }
 
@@ -751,6 +768,8 @@ func (w *slowWriter) hold(f func(begin time.Time) bool) {
 func (w *slowWriter) Write(p []byte) (int, error) {
 	for begin := time.Now(); (*w.holds.Load())(begin); time.Sleep(time.Millisecond) {
 	}
+	end := string(p[max(0, len(p)-16):])
+	w.end.Store(&end)
 	w.n.Add(int64(len(p)))
 	return len(p), nil
 }

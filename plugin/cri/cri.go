@@ -3,7 +3,7 @@
 // here. What package rpc does for every request is not repeated.
 //
 // An RPC without a method here answers Unimplemented. Start reading at
-// Server; sandbox.go, container.go, stream.go and image.go have the methods.
+// Server; sandbox.go, container.go, stream.go, events.go and image.go have the methods.
 package cri
 
 import (
@@ -79,6 +79,7 @@ type Deps struct {
 	Handlers   Handlers
 	Validate   Validate
 	Stats      Stats
+	Events     Events
 	// Version is the runtime's version, a semantic one.
 	Version string
 	// Warnings are the accepted settings that have no effect, and other

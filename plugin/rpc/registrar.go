@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -33,6 +34,10 @@ type Options struct {
 	Ready func() error
 	// Observe is told how each request went; nil for nobody.
 	Observe func(method string, code codes.Code, took time.Duration)
+	// Endless are the streams that last for as long as their client likes. They
+	// are no operations, which an operator would take for hanging ones, and how
+	// long they took is not measured.
+	Endless []string
 	// Object names what a request is about, for log and operations table.
 	Object func(request any) (object, id string)
 }
@@ -110,8 +115,12 @@ func (r registrar) serve(ctx context.Context, method string, req any, handle fun
 	}
 	ctx = namespaces.WithNamespace(ctx, r.o.Namespace)
 	ctx = log.WithLogger(ctx, log.G(ctx).WithFields(fields(info)))
-	ctx, op := r.o.Ops.Begin(ctx, info)
-	defer op.End()
+	endless := slices.Contains(r.o.Endless, method)
+	if !endless {
+		var op *operation.Op
+		ctx, op = r.o.Ops.Begin(ctx, info)
+		defer op.End()
+	}
 	ctx, cancel := answerInTime(ctx, begin)
 	defer cancel()
 	err := r.ready()
@@ -120,7 +129,7 @@ func (r registrar) serve(ctx context.Context, method string, req any, handle fun
 	}
 	err = ToGRPC(ctx, err)
 	code := status.Code(err)
-	if r.o.Observe != nil {
+	if r.o.Observe != nil && !endless {
 		r.o.Observe(method, code, time.Since(begin))
 	}
 	l := log.G(ctx).WithField("took", time.Since(begin))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -118,6 +119,27 @@ func TestRequestIsDecorated(t *testing.T) {
 	}
 	if l := ops.List(); len(l) != 0 {
 		t.Errorf("left in the table: %+v", l)
+	}
+}
+
+// TestEndlessIsNoOperation: what lasts as long as its client likes does not look
+// like something that hangs.
+func TestEndlessIsNoOperation(t *testing.T) {
+	ops := &operation.Table{}
+	s := &service{stream: func(ctx context.Context) error {
+		if l := ops.List(); len(l) != 0 {
+			t.Errorf("operations %+v", l)
+		}
+		return nil
+	}}
+	c := serve(t, s, rpc.Options{Namespace: "k8s.io", Ops: ops, Endless: []string{"GetContainerEvents"},
+		Observe: func(m string, _ codes.Code, took time.Duration) { t.Errorf("%s took %s", m, took) }})
+	stream, err := c.GetContainerEvents(context.Background(), &cri.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("it ends with %v", err)
 	}
 }
 

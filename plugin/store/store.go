@@ -3,11 +3,11 @@
 // from it. This package is the only writer of both.
 //
 // Every write goes to disk first and to the index after it, so that nobody sees
-// what a crash could take back; MoveSoon is the one exception, and says why. Reads are of the index alone: they never wait
-// for a disk, nor for a writer of another record. The package knows nothing of
-// what the records stand for: effects are the business of the lifecycle
-// packages. Start reading at Open; disk.go is what a medium must provide,
-// metadata.go the real one.
+// what a crash could take back; MoveSoon is the one exception, and says why.
+// Reads are of the index alone: they never wait for a disk, nor for a writer of
+// another record. The package knows nothing of what the records stand for:
+// effects are the business of the lifecycle packages. Start reading at Open;
+// disk.go is what a medium must provide, metadata.go the real one.
 package store
 
 import (
@@ -42,6 +42,19 @@ func Open(ctx context.Context, d Disk) (*Store, []Damaged, error) {
 		s.Containers.link(c)
 	}
 	return s, all.Damaged, nil
+}
+
+// Watcher is told of changes: before is nil for a new record, after for a
+// deleted one. Changes of one record come one at a time, in order, and before
+// the writer goes on; a watcher may read records and must not write any.
+type Watcher interface {
+	SandboxChanged(before, after *record.Sandbox)
+	ContainerChanged(before, after *record.Container)
+}
+
+// Watch has w told of all changes. It comes before the first write.
+func (s *Store) Watch(w Watcher) {
+	s.Sandboxes.t.changed, s.Containers.t.changed = w.SandboxChanged, w.ContainerChanged
 }
 
 // ExistsError says that another record has the same identity. Its class is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,13 @@ import (
 )
 
 var ctx = context.Background()
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
 
 type boltDisk struct {
 	*store.Metadata
@@ -140,6 +148,71 @@ func TestFailedWriteChangesNothing(t *testing.T) {
 	}
 	if got, err := s.Sandboxes.Get(a.ID); err != nil || got.Phase != record.Creating {
 		t.Fatalf("after failed writes: %v %v", got.Phase, err)
+	}
+}
+
+// seen is a Watcher that notes phases, and whether the store had them already.
+type seen struct {
+	s    *store.Store
+	list []string
+}
+
+func (w *seen) SandboxChanged(before, after *record.Sandbox) {
+	note := "sandbox"
+	for _, sb := range []*record.Sandbox{before, after} {
+		if sb == nil {
+			note += " -"
+			continue
+		}
+		note += " " + string(sb.Phase)
+	}
+	if after != nil {
+		if got, err := w.s.Sandboxes.Get(after.ID); err != nil || got.Phase != after.Phase {
+			note += " too early"
+		}
+	}
+	w.list = append(w.list, note)
+}
+
+func (w *seen) ContainerChanged(before, after *record.Container) {
+	note := "container"
+	for _, c := range []*record.Container{before, after} {
+		if c == nil {
+			note += " -"
+			continue
+		}
+		note += " " + string(c.Phase)
+	}
+	w.list = append(w.list, note)
+}
+
+func TestWatch(t *testing.T) {
+	d := storetest.NewMemory()
+	s := open(t, d)
+	w := &seen{s: s}
+	s.Watch(w)
+	sb := storetest.Sandbox("p", 0)
+	c := storetest.Container(sb.ID, "c", 0)
+	_, failed := s.Sandboxes.Move(ctx, "unknown", record.Started, nil)
+	must(t, s.Sandboxes.Create(ctx, sb))
+	_, err := s.Sandboxes.Move(ctx, sb.ID, record.Started, nil)
+	must(t, err)
+	must(t, s.Containers.Create(ctx, c))
+	_, err = s.Containers.Move(ctx, c.ID, record.Prepared, nil)
+	must(t, err)
+	_, err = s.Containers.MoveSoon(ctx, c.ID, record.Released, nil)
+	must(t, err)
+	d.Fail = func(store.Change) error { return errors.New("disk is full") }
+	if err := s.Containers.Delete(ctx, c.ID); err == nil || failed == nil {
+		t.Fatal("no failure")
+	}
+	d.Fail = nil
+	must(t, s.Containers.Delete(ctx, c.ID))
+	must(t, s.Sandboxes.Delete(ctx, sb.ID))
+	want := []string{"sandbox - creating", "sandbox creating ready", "container - creating", "container creating created",
+		"container created running", "container running -", "sandbox ready -"}
+	if !slices.Equal(w.list, want) {
+		t.Errorf("seen %q, want %q", w.list, want)
 	}
 }
 

@@ -21,6 +21,9 @@ type table[V any, K comparable] struct {
 	write func(ctx context.Context, v V, create bool) error
 	soon  func(ctx context.Context, v V)
 	erase func(ctx context.Context, v V) error
+	// changed is told of each change of the index, before the writer goes on and
+	// in the order of the changes of one record; nil is no record.
+	changed func(before, after *V)
 
 	mu     sync.RWMutex
 	rows   map[string]*row[V]
@@ -36,7 +39,7 @@ type row[V any] struct {
 }
 
 func newTable[V any, K comparable](kind string, id func(V) string, key func(V) K) *table[V, K] {
-	return &table[V, K]{kind: kind, id: id, key: key, rows: map[string]*row[V]{}, byKey: map[K]string{}}
+	return &table[V, K]{kind: kind, id: id, key: key, rows: map[string]*row[V]{}, byKey: map[K]string{}, changed: func(_, _ *V) {}}
 }
 
 // adopt puts a record that is on disk already into the index. When its key is
@@ -68,15 +71,18 @@ func (t *table[V, K]) create(ctx context.Context, v V) error {
 			err = errors.Join(err, undo)
 		}
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	if err != nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
 		delete(t.rows, id)
 		delete(t.byKey, key)
 		return fmt.Errorf("record %s: %w", t.kind, err)
 	}
+	t.mu.Lock()
 	r.v, r.present = v, true
 	t.addSorted(id)
+	t.mu.Unlock()
+	t.changed(nil, &v)
 	return nil
 }
 
@@ -173,8 +179,9 @@ func (t *table[V, K]) replace(ctx context.Context, id string, change func(V) (V,
 		return zero, fmt.Errorf("record %s: %w", t.kind, err)
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	r.v = v
+	t.mu.Unlock()
+	t.changed(&old, &v)
 	return v, nil
 }
 
@@ -188,16 +195,21 @@ func (t *table[V, K]) remove(ctx context.Context, id string) error {
 	if err := t.erase(ctx, old); err != nil {
 		return fmt.Errorf("forget %s: %w", t.kind, err)
 	}
+	t.forget(id, r, old)
+	t.changed(&old, nil)
+	return nil
+}
+
+func (t *table[V, K]) forget(id string, r *row[V], v V) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	r.present = false
 	delete(t.rows, id)
-	if t.byKey[t.key(old)] == id {
-		delete(t.byKey, t.key(old))
+	if t.byKey[t.key(v)] == id {
+		delete(t.byKey, t.key(v))
 	}
 	i := sort.SearchStrings(t.sorted, id)
 	t.sorted = append(t.sorted[:i], t.sorted[i+1:]...)
-	return nil
 }
 
 // take waits for the turn to write the record; the caller releases it.
