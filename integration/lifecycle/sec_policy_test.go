@@ -204,7 +204,6 @@ func TestSEC_15_CustomDefaultProfile(t *testing.T) {
 	handler := func(key string) []string { return []string{"containerd", "runtimes", "special", key} }
 	d := start(t, runtimeKey(node, "seccomp_profile"), runtimeKey(special, handler("seccomp_profile")...),
 		runtimeKey("io.containerd.runc.v2", handler("runtime_type")...))
-	byDefault := &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
 	b := newBoxOn(t, d)
 	id := b.run(b.withSeccomp("node", byDefault))
 	b.forbids(id, "mkdir", "/tmp/x")

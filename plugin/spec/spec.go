@@ -58,6 +58,8 @@ type Handler struct {
 	RecursiveReadOnly bool
 	// IDMapMounts says that the runtime knows mounts that show other owners.
 	IDMapMounts bool
+	// SeccompNotify says that the runtime knows filters that tell of calls.
+	SeccompNotify bool
 	// OCIVersion is the newest specification the runtime accepts, "" if it
 	// does not say.
 	OCIVersion string
@@ -192,6 +194,8 @@ type ContainerInput struct {
 	HostDevices []facts.Device
 	// SeccompProfile is the content of the file that Seccomp names.
 	SeccompProfile []byte
+	// NotifierSocket is where filters tell of the calls that they deny.
+	NotifierSocket string
 	// Labels are the container's SELinux labels, zero for none.
 	Labels record.Labels
 	// Systemd says that the first process is systemd.
