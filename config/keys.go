@@ -355,7 +355,7 @@ var handlerKeys = []Key{
 	{Plugin: RuntimePlugin, Path: handlers + "cgroup_writable", Default: false,
 		Doc: "Mount /sys/fs/cgroup writable in containers that are not privileged. Needs cgroup v2."},
 	{Plugin: RuntimePlugin, Path: handlers + "selinux_kvm", Default: false, own: true,
-		Doc: "gantry's own. This handler's pods are virtual machines: give their processes the SELinux label of those. containerd goes by the name of the runtime."},
+		Doc: "gantry's own. This handler's pods are virtual machines: give their processes the SELinux label of those. If it is not set, Kata Containers' runtimes count as such (runtime_type \"io.containerd.kata…\"), as with containerd."},
 	{Plugin: RuntimePlugin, Path: handlers + "base_runtime_spec", Default: "",
 		Doc: "File with an OCI runtime specification, JSON, that every container's starts from."},
 	{Plugin: RuntimePlugin, Path: handlers + "seccomp_profile", Default: "", own: true,
