@@ -18,6 +18,8 @@ type Containers struct {
 	// Capabilities are in the kernel's spelling, as "CAP_CHOWN". None is
 	// possible.
 	Capabilities []string
+	// InheritableCapabilities makes all that a container has inheritable.
+	InheritableCapabilities bool
 	// Env holds NAME=value, Ulimits one entry per type.
 	Env     []string
 	Ulimits []Ulimit
@@ -93,6 +95,7 @@ func (w *walker) containers(v values) Containers {
 		MinMappableUID:             int64(v.int("minimum_mappable_uid")),
 		MinMappableGID:             int64(v.int("minimum_mappable_gid")),
 		MinGOMAXPROCS:              int64(v.int("min_injected_gomaxprocs")),
+		InheritableCapabilities:    v.bool("add_inheritable_capabilities"),
 	}
 	for _, name := range v.list("default_capabilities") {
 		c := "CAP_" + strings.TrimPrefix(strings.ToUpper(name), "CAP_")

@@ -75,6 +75,7 @@ func TestContainers(t *testing.T) {
 	}
 	p, err = parseText(t, rt+`
 default_capabilities = ["chown", "CAP_KILL"]
+add_inheritable_capabilities = true
 default_env = ["A=1", "B=x=y", "C="]
 default_ulimits = ["nofile=1:2", "core=0", "RLIMIT_MEMLOCK=unlimited", "nproc=5:-1", "nofile=7"]
 seccomp_profile = "/etc/s.json"
@@ -108,6 +109,7 @@ min_injected_gomaxprocs = 2
 		PrivilegedSeccompProfile: "/etc/p.json", ReadOnly: true, AbsentMountSourcesToReject: []string{"/etc/hostname"},
 		BindMountPrefix: "/host", Timezone: "Europe/Berlin", DefaultMountsFile: "/etc/mounts.conf", EnvFile: true,
 		MinMappableUID: 1000, MinMappableGID: 0, MinGOMAXPROCS: 2,
+		InheritableCapabilities: true,
 	})
 	equal(t, p.runtime.Handlers["runc"].SeccompProfile, "/etc/r.json")
 	p, err = parseText(t, rt+"default_capabilities = []")

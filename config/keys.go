@@ -282,6 +282,8 @@ var defaultCapabilities = []string{
 var ownKeys = []Key{
 	{Plugin: RuntimePlugin, Path: "default_capabilities", Default: defaultCapabilities, own: true,
 		Doc: "gantry's own. Capabilities of a container, to which a pod adds and from which it drops. A handler's base_runtime_spec goes first."},
+	{Plugin: RuntimePlugin, Path: "add_inheritable_capabilities", Default: false, own: true,
+		Doc: "gantry's own. Make the capabilities of a container inheritable too, for old images whose programs have inheritable file capabilities. Such a program then gives them to users other than root (CVE-2022-24769)."},
 	{Plugin: RuntimePlugin, Path: "default_env", Default: []string{}, own: true,
 		Doc: "gantry's own. Environment of every container, as \"NAME=value\". The handler's base_runtime_spec, the image and the pod go first."},
 	{Plugin: RuntimePlugin, Path: "default_ulimits", Default: []string{}, own: true,

@@ -547,7 +547,7 @@ func policyOf(c config.Runtime) spec.Policy {
 }
 
 func defaultsOf(c config.Containers) spec.Defaults {
-	d := spec.Defaults{Capabilities: c.Capabilities, Env: c.Env, PidsLimit: c.PidsLimit, MinMemory: c.MinMemory}
+	d := spec.Defaults{Capabilities: c.Capabilities, Inheritable: c.InheritableCapabilities, Env: c.Env, PidsLimit: c.PidsLimit, MinMemory: c.MinMemory}
 	for _, l := range c.Ulimits {
 		d.Rlimits = append(d.Rlimits, specs.POSIXRlimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard})
 	}

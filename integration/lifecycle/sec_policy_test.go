@@ -193,6 +193,27 @@ func TestPOD_25_OldSeccompString(t *testing.T) {
 	}
 }
 
+// TestSEC_04_InheritableCapabilities: where the node wants it, the first process
+// and commands have all that they may use inheritable, and none is ambient.
+func TestSEC_04_InheritableCapabilities(t *testing.T) {
+	t.Parallel()
+	for name, on := range map[string]bool{"on": true, "off": false} {
+		b := newBoxOn(t, start(t, runtimeKey(on, "add_inheritable_capabilities")))
+		c := b.sleeper(name)
+		c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"NET_ADMIN"}, DropCapabilities: []string{"CHOWN"}}
+		id := b.run(c)
+		for who, text := range map[string]string{"first process": b.procStatus(id), "command": b.Exec(id, "cat", "/proc/self/status")} {
+			bounds, want := capsOf(t, text, "CapBnd"), uint64(0)
+			if on {
+				want = bounds
+			}
+			if bounds&netAdmin == 0 || bounds&chown != 0 || capsOf(t, text, "CapInh") != want || capsOf(t, text, "CapAmb") != 0 {
+				t.Errorf("%s: the %s has bounds %x, inheritable %x, ambient %x", name, who, bounds, capsOf(t, text, "CapInh"), capsOf(t, text, "CapAmb"))
+			}
+		}
+	}
+}
+
 // TestSEC_15_CustomDefaultProfile: files of the node and of a handler stand for
 // the built-in profile. They are read for every container.
 func TestSEC_15_CustomDefaultProfile(t *testing.T) {

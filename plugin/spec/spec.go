@@ -118,6 +118,8 @@ type Policy struct {
 type Defaults struct {
 	// Capabilities are names such as "CAP_CHOWN".
 	Capabilities []string
+	// Inheritable makes all capabilities that a container has inheritable.
+	Inheritable bool
 	// Env holds NAME=value.
 	Env     []string
 	Rlimits []specs.POSIXRlimit
