@@ -542,8 +542,21 @@ func policyOf(c config.Runtime) spec.Policy {
 		PrivilegedSeccompProfile:  c.Containers.PrivilegedSeccompProfile, ReadOnly: c.Containers.ReadOnly,
 		AllowedDevices: c.Containers.AllowedDevices, MinGOMAXPROCS: c.Containers.MinGOMAXPROCS,
 		MinMappableUID: c.Containers.MinMappableUID, MinMappableGID: c.Containers.MinMappableGID,
+		Userns:         usernsOf(c.Containers),
 		SeccompProfile: c.Containers.SeccompProfile, Defaults: defaultsOf(c.Containers),
 	}
+}
+
+// usernsOf is the user namespace of pods that have none of their own, nil for
+// none.
+func usernsOf(c config.Containers) *criapi.UserNamespace {
+	if c.UIDMapping.Size == 0 {
+		return nil
+	}
+	list := func(m config.IDMapping) []*criapi.IDMapping {
+		return []*criapi.IDMapping{{HostId: m.Host, Length: m.Size}}
+	}
+	return &criapi.UserNamespace{Mode: criapi.NamespaceMode_POD, Uids: list(c.UIDMapping), Gids: list(c.GIDMapping)}
 }
 
 func defaultsOf(c config.Containers) spec.Defaults {

@@ -108,6 +108,9 @@ type Policy struct {
 	// MinMappableUID and MinMappableGID are the lowest IDs of the host in user
 	// namespaces of pods that do not run as root.
 	MinMappableUID, MinMappableGID int64
+	// Userns is that of pods which have none of their own and are not the
+	// node's, nil for none. Read only.
+	Userns *cri.UserNamespace
 	// MinGOMAXPROCS is 0 where it is not to be set.
 	MinGOMAXPROCS int64
 	Defaults      Defaults
