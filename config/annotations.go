@@ -24,6 +24,10 @@ const (
 	// AnnotationLinkLogs names a volume in which the pod's logs are.
 	AnnotationLinkLogs    = "link-logs.crio.io"
 	AnnotationLinkLogsOld = "io.kubernetes.cri-o.LinkLogs"
+	// AnnotationNotifier has the calls recorded that a seccomp profile denies,
+	// and with the value "stop" ends the container for them.
+	AnnotationNotifier    = "seccomp-notifier-action.crio.io"
+	AnnotationNotifierOld = "io.kubernetes.cri-o.seccompNotifierAction"
 )
 
 // allowable are all of them, with what they do.
@@ -38,6 +42,8 @@ var allowable = []struct{ name, does string }{
 	{AnnotationNoGOMAXPROCS, "set to \"true\" keeps min_injected_gomaxprocs away from the pod"},
 	{AnnotationLinkLogs, "names an emptyDir volume, in whose directory \"logs\" the containers that mount it find the pod's logs"},
 	{AnnotationLinkLogsOld, "is the same by its older name"},
+	{AnnotationNotifier, "has the system calls counted that a container's seccomp profile denies, and set to \"stop\" ends the container some seconds after the last of them"},
+	{AnnotationNotifierOld, "is the same by its older name"},
 }
 
 // Allowable returns the names of the annotations that can be allowed.

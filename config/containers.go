@@ -18,6 +18,8 @@ type Containers struct {
 	// Capabilities are in the kernel's spelling, as "CAP_CHOWN". None is
 	// possible.
 	Capabilities []string
+	// InheritableCapabilities makes all that a container has inheritable.
+	InheritableCapabilities bool
 	// Env holds NAME=value, Ulimits one entry per type.
 	Env     []string
 	Ulimits []Ulimit
@@ -47,9 +49,15 @@ type Containers struct {
 	EnvFile bool
 	// MinMappableUID and MinMappableGID are -1 for any.
 	MinMappableUID, MinMappableGID int64
+	// UIDMapping and GIDMapping are those of pods without a user namespace of
+	// their own, zero for the node's.
+	UIDMapping, GIDMapping IDMapping
 	// MinGOMAXPROCS is 0 for not to set it.
 	MinGOMAXPROCS int64
 }
+
+// IDMapping shows Size numbers of the host from Host as those from 0.
+type IDMapping struct{ Host, Size uint32 }
 
 // LocalTimezone is the Timezone of the node.
 const LocalTimezone = "Local"
@@ -93,6 +101,7 @@ func (w *walker) containers(v values) Containers {
 		MinMappableUID:             int64(v.int("minimum_mappable_uid")),
 		MinMappableGID:             int64(v.int("minimum_mappable_gid")),
 		MinGOMAXPROCS:              int64(v.int("min_injected_gomaxprocs")),
+		InheritableCapabilities:    v.bool("add_inheritable_capabilities"),
 	}
 	for _, name := range v.list("default_capabilities") {
 		c := "CAP_" + strings.TrimPrefix(strings.ToUpper(name), "CAP_")
@@ -121,6 +130,10 @@ func (w *walker) containers(v values) Containers {
 			w.fail([]string{"additional_devices"}, "%v", err)
 		}
 		out.AdditionalDevices = append(out.AdditionalDevices, d)
+	}
+	out.UIDMapping, out.GIDMapping = w.mapping("uid_mappings", v), w.mapping("gid_mappings", v)
+	if (out.UIDMapping == IDMapping{}) != (out.GIDMapping == IDMapping{}) {
+		w.fail([]string{"uid_mappings"}, "and gid_mappings: only one is set")
 	}
 	for _, list := range [][]string{out.AllowedDevices, out.AbsentMountSourcesToReject} {
 		for i, p := range list {
@@ -152,6 +165,30 @@ func (w *walker) checkContainers(c Containers) {
 	if z := c.Timezone; z != "" && (path.Clean(z) != z || !filepath.IsLocal(z)) {
 		w.fail([]string{"timezone"}, "%q is neither \"Local\" nor the name of a zone, as \"Europe/Berlin\"", z)
 	}
+}
+
+// leastIDs is how many users or groups a pod has at least: 0 to the kernel's
+// nobody and the one after.
+const leastIDs = 1 << 16
+
+// mapping reads "0:FIRST:COUNT", zero for "".
+func (w *walker) mapping(key string, v values) (m IDMapping) {
+	text := v.str(key)
+	if text == "" {
+		return m
+	}
+	parts := strings.Split(text, ":")
+	if len(parts) != 3 || parts[0] != "0" {
+		w.fail([]string{key}, "%.64q is not \"0:FIRST:COUNT\", one range that begins with root", text)
+		return m
+	}
+	first, errFirst := strconv.ParseUint(parts[1], 10, 32)
+	count, errCount := strconv.ParseUint(parts[2], 10, 32)
+	if errFirst != nil || errCount != nil || count < leastIDs || first+count > math.MaxUint32 {
+		w.fail([]string{key}, "%.64q: from %s on there are no %s numbers below %d, or fewer than %d are asked for", text, parts[1], parts[2], uint32(math.MaxUint32), leastIDs)
+		return m
+	}
+	return IDMapping{Host: uint32(first), Size: uint32(count)}
 }
 
 // ParseDevice reads "/dev/a:/dev/b:rwm" and its shorter forms "/dev/a:/dev/b",

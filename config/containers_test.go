@@ -75,6 +75,9 @@ func TestContainers(t *testing.T) {
 	}
 	p, err = parseText(t, rt+`
 default_capabilities = ["chown", "CAP_KILL"]
+add_inheritable_capabilities = true
+uid_mappings = "0:100000:65536"
+gid_mappings = "0:200000:70000"
 default_env = ["A=1", "B=x=y", "C="]
 default_ulimits = ["nofile=1:2", "core=0", "RLIMIT_MEMLOCK=unlimited", "nproc=5:-1", "nofile=7"]
 seccomp_profile = "/etc/s.json"
@@ -108,8 +111,18 @@ min_injected_gomaxprocs = 2
 		PrivilegedSeccompProfile: "/etc/p.json", ReadOnly: true, AbsentMountSourcesToReject: []string{"/etc/hostname"},
 		BindMountPrefix: "/host", Timezone: "Europe/Berlin", DefaultMountsFile: "/etc/mounts.conf", EnvFile: true,
 		MinMappableUID: 1000, MinMappableGID: 0, MinGOMAXPROCS: 2,
+		InheritableCapabilities: true,
+		UIDMapping:              IDMapping{100000, 65536}, GIDMapping: IDMapping{200000, 70000},
 	})
 	equal(t, p.runtime.Handlers["runc"].SeccompProfile, "/etc/r.json")
+	for _, text := range []string{"1:100000:65536", "0:100000", "0:100000:65535", "0:4294901760:65536", "0:x:65536", "0:-1:65536", "0:1:65536,65536:70000:1", "0:100000:99999999999"} {
+		if _, err := parseText(t, rt+"uid_mappings = '"+text+"'\ngid_mappings = '0:1:65536'"); err == nil {
+			t.Errorf("uid_mappings %s is taken", text)
+		}
+	}
+	if _, err := parseText(t, rt+"uid_mappings = '0:1:65536'"); err == nil {
+		t.Error("uid_mappings alone is taken")
+	}
 	p, err = parseText(t, rt+"default_capabilities = []")
 	if err != nil || len(p.runtime.Containers.Capabilities) != 0 {
 		t.Errorf("no capabilities became %v, %v", p.runtime.Containers.Capabilities, err)

@@ -194,6 +194,28 @@ func TestNotWarned(t *testing.T) {
 	}
 }
 
+// TestVirtualMachines: whose pods are taken for virtual machines.
+func TestVirtualMachines(t *testing.T) {
+	for table, want := range map[string]bool{
+		`runtime_type = "io.containerd.runc.v2"`:                                                 false,
+		`runtime_type = "io.containerd.runc.v2", selinux_kvm = true`:                             true,
+		`runtime_type = "io.containerd.kata.v2"`:                                                 true,
+		`runtime_type = "io.containerd.kata-qemu.v2"`:                                            true,
+		`runtime_type = "io.containerd.kata.v2", selinux_kvm = false`:                            false,
+		`runtime_path = "/opt/kata/bin/containerd-shim-kata-v2"`:                                 true,
+		`runtime_path = "/opt/kata/bin/containerd-shim-runc-v2"`:                                 false,
+		`runtime_type = "io.containerd.x.v2", runtime_path = "/opt/bin/containerd-shim-kata-v2"`: false,
+	} {
+		p, err := parseText(t, rt+"containerd.runtimes.x = { "+table+" }\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.runtime.Handlers["x"].SELinuxKVM; got != want {
+			t.Errorf("%s: %v", table, got)
+		}
+	}
+}
+
 func TestMeaning(t *testing.T) {
 	p, err := parseText(t, images+`
 max_concurrent_downloads = -1

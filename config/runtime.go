@@ -123,6 +123,15 @@ type Handler struct {
 // IsRunc reports whether Options are those of runc, as our own shim has them too.
 func (h Handler) IsRunc() bool { return h.RuntimeType == runcType || h.RuntimeType == gantryType }
 
+// isKata reports whether the runtime is one of Kata Containers' by its type, or
+// where only a path is configured by its program: their pods are virtual machines.
+func (h Handler) isKata() bool {
+	if h.RuntimeType == "" {
+		return strings.HasPrefix(filepath.Base(h.RuntimePath), "containerd-shim-kata")
+	}
+	return strings.HasPrefix(h.RuntimeType, "io.containerd.kata")
+}
+
 // IOType is how the output of containers travels.
 type IOType string
 
@@ -394,7 +403,6 @@ func (w *walker) handler(name string, v values) Handler {
 		PrivilegedWithoutHostDevices: v.bool("privileged_without_host_devices"),
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: v.bool("privileged_without_host_devices_all_devices_allowed"),
 		CgroupWritable:        v.bool("cgroup_writable"),
-		SELinuxKVM:            v.bool("selinux_kvm"),
 		DisablePauseImagePull: v.bool("disable_pause_image_pull"),
 		IOType:                IOType(v.str("io_type")),
 	}
@@ -403,6 +411,10 @@ func (w *walker) handler(name string, v values) Handler {
 	}
 	if h.IOType == "" {
 		h.IOType = IOFIFO
+	}
+	var said bool
+	if h.SELinuxKVM, said = v["selinux_kvm"].(bool); !said {
+		h.SELinuxKVM = h.isKata()
 	}
 	if h.IsRunc() && h.Options != nil {
 		h.Options = w.runcOptions(name, h.Options)

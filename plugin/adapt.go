@@ -194,15 +194,17 @@ func (t task) Exec(ctx context.Context, req container.ExecRequest) (container.Ex
 // validate is cri.Validate.
 type validate struct{ policy spec.Policy }
 
-func (v validate) Pod(c *cri.PodSandboxConfig) error {
+func (v validate) Pod(c *cri.PodSandboxConfig) (*cri.PodSandboxConfig, error) {
+	c = spec.InNodeUserns(c, v.policy)
 	if err := spec.ValidatePod(c); err != nil {
-		return err
+		return nil, err
 	}
-	return spec.CheckMappings(c, v.policy)
+	return c, spec.CheckMappings(c, v.policy)
 }
 
-func (validate) Container(c *cri.ContainerConfig, pod *cri.PodSandboxConfig) error {
-	return spec.ValidateContainer(c, pod)
+func (validate) Container(c *cri.ContainerConfig, pod, asked *cri.PodSandboxConfig) (*cri.ContainerConfig, error) {
+	c = spec.InPodUserns(c, pod, asked)
+	return c, spec.ValidateContainer(c, pod)
 }
 
 // withMounted mounts a root filesystem read-only for as long as fn runs. It

@@ -38,7 +38,7 @@ var direction = []group{
 	{
 		name: "mechanism",
 		packages: under("plugin", "store", "sandboxer", "runtime", "network", "userns", "handler", "spec", "stdio", "events",
-			"stats", "nri", "cdi", "host", "rootfs", "podfiles", "selinux", "snapshot", "volume", "artifact"),
+			"stats", "nri", "cdi", "host", "rootfs", "podfiles", "selinux", "snapshot", "volume", "artifact", "notifier"),
 		may: []string{"leaf", "config"},
 		why: "a mechanism has one effect and knows no other mechanism: let the lifecycle package that needs both call both, and pass values (package facts)",
 	},

@@ -37,6 +37,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/host"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/network"
+	"github.com/gantry-cri/gantry/plugin/notifier"
 	"github.com/gantry-cri/gantry/plugin/nri"
 	"github.com/gantry-cri/gantry/plugin/operation"
 	"github.com/gantry-cri/gantry/plugin/podfiles"
@@ -56,6 +57,10 @@ import (
 	"github.com/gantry-cri/gantry/plugin/userns"
 	"github.com/gantry-cri/gantry/plugin/volume"
 )
+
+// notifierSocket is in the state directory. Specifications name it, so that the
+// next daemon must have it too.
+const notifierSocket = "seccomp.sock"
 
 // settings are the tables.
 type settings struct {
@@ -80,6 +85,7 @@ type services struct {
 	userns     *userns.Namespaces
 	handlers   *handler.Handlers
 	plugins    *nri.Plugins
+	notifier   *notifier.Notifier
 	streaming  *stream.Server
 	background *lifecycle.Group
 	ops        *operation.Table
@@ -274,7 +280,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	}
 	gen := &generator{
 		handlers: s.handlers, containers: s.store.Containers, files: files, userns: s.userns, host: n.facts, policy: policyOf(cfg.runtime),
-		node: cfg.runtime.Containers, workloads: cfg.runtime.Workloads,
+		node: cfg.runtime.Containers, workloads: cfg.runtime.Workloads, notifier: filepath.Join(n.stateDir, notifierSocket),
 		devices: cdi.New(cfg.runtime.CDISpecDirs), labels: labels.Labels, hooksDirs: cfg.runtime.HooksDirs,
 	}
 	if err := gen.prepare(n); err != nil {
@@ -300,6 +306,9 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		Volumes: volumes, Specs: gen, Files: files, Tasks: tasks{rt}, Streams: s.streams, Cgroups: s.stats,
 		Plugins: s.plugins, Ops: s.ops, Background: s.background,
 	})
+	if s.notifier, err = notifier.Listen(gen.notifier, s.background, s.containers.Denied); err != nil {
+		return err
+	}
 	s.sandboxes = gsandbox.New(gsandbox.Deps{
 		Store: s.store.Sandboxes, Handlers: s.handlers, Labels: labels, Files: files, UserNS: s.userns, Network: nets, Instances: inst,
 		Shims: shims{rt}, Containers: s.containers, Plugins: s.plugins, Ops: s.ops, Background: s.background,
@@ -312,16 +321,14 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		Handlers: s.handlers, Validate: validate{policyOf(cfg.runtime)}, Stats: s.stats, Events: happenings{s.events}, Version: semver(version.Version),
 		Warnings: shownWarnings(cfg), Info: func() map[string]any { return map[string]any{"config": cfg.runtime} },
 	})
-	if !cfg.runtime.DisableAppArmor {
-		loadAppArmor(ctx, n)
-	}
+	loadAppArmor(ctx, n, cfg.runtime.DisableAppArmor)
 	return s.observe()
 }
 
 // loadAppArmor is called once at the start, so that a change of the profile
 // counts; a host that cannot do it is told of with the first pod that needs it.
-func loadAppArmor(ctx context.Context, n node) {
-	if !n.facts.AppArmor {
+func loadAppArmor(ctx context.Context, n node, disabled bool) {
+	if disabled || !n.facts.AppArmor {
 		return
 	}
 	if err := host.LoadAppArmor(spec.AppArmorProfile); err != nil {
@@ -359,7 +366,7 @@ func newSnapshots(n node) *snapshot.Snapshots {
 // observe registers the metrics and makes the decorator of requests feed them.
 func (s *services) observe() error {
 	metrics := rpc.NewMetrics(s.ops)
-	for _, c := range slices.Concat(s.plugins.Metrics(), s.events.Metrics(), []prometheus.Collector{metrics}) {
+	for _, c := range slices.Concat(s.plugins.Metrics(), s.events.Metrics(), []prometheus.Collector{metrics, s.notifier.Metrics()}) {
 		if err := prometheus.Register(c); err != nil {
 			return fmt.Errorf("register metrics: %w", err)
 		}
@@ -373,6 +380,7 @@ func (s *services) observe() error {
 func (s *services) start(ctx context.Context) error {
 	s.background.Go("serve operations", s.serveOps)
 	s.background.Go("keep output", s.streams.keeper.Run)
+	s.background.Go("listen to seccomp filters", s.notifier.Run)
 	s.background.Go("watch network", s.networks.Run)
 	s.background.Go("keep host ports", s.networks.KeepPorts)
 	s.background.Go("watch memory", func(ctx context.Context) {
@@ -516,6 +524,9 @@ func (s *services) Close() error {
 	if s.plugins != nil {
 		errs = append(errs, s.plugins.Close())
 	}
+	if s.notifier != nil {
+		errs = append(errs, s.notifier.Close())
+	}
 	errs = append(errs, s.background.Stop(ctx))
 	if s.disk != nil {
 		errs = append(errs, s.disk.Flush())
@@ -535,12 +546,25 @@ func policyOf(c config.Runtime) spec.Policy {
 		PrivilegedSeccompProfile:  c.Containers.PrivilegedSeccompProfile, ReadOnly: c.Containers.ReadOnly,
 		AllowedDevices: c.Containers.AllowedDevices, MinGOMAXPROCS: c.Containers.MinGOMAXPROCS,
 		MinMappableUID: c.Containers.MinMappableUID, MinMappableGID: c.Containers.MinMappableGID,
+		Userns:         usernsOf(c.Containers),
 		SeccompProfile: c.Containers.SeccompProfile, Defaults: defaultsOf(c.Containers),
 	}
 }
 
+// usernsOf is the user namespace of pods that have none of their own, nil for
+// none.
+func usernsOf(c config.Containers) *criapi.UserNamespace {
+	if c.UIDMapping.Size == 0 {
+		return nil
+	}
+	list := func(m config.IDMapping) []*criapi.IDMapping {
+		return []*criapi.IDMapping{{HostId: m.Host, Length: m.Size}}
+	}
+	return &criapi.UserNamespace{Mode: criapi.NamespaceMode_POD, Uids: list(c.UIDMapping), Gids: list(c.GIDMapping)}
+}
+
 func defaultsOf(c config.Containers) spec.Defaults {
-	d := spec.Defaults{Capabilities: c.Capabilities, Env: c.Env, PidsLimit: c.PidsLimit, MinMemory: c.MinMemory}
+	d := spec.Defaults{Capabilities: c.Capabilities, Inheritable: c.InheritableCapabilities, Env: c.Env, PidsLimit: c.PidsLimit, MinMemory: c.MinMemory}
 	for _, l := range c.Ulimits {
 		d.Rlimits = append(d.Rlimits, specs.POSIXRlimit{Type: l.Type, Soft: l.Soft, Hard: l.Hard})
 	}

@@ -43,10 +43,12 @@ type generator struct {
 	devices    *cdi.Devices
 	labels     *selinux.Labels
 	hooksDirs  []string
-	rules      host.MountRules
-	host       facts.Host
-	policy     spec.Policy
-	workloads  []config.Workload
+	// notifier is the socket where seccomp filters tell of what they deny.
+	notifier  string
+	rules     host.MountRules
+	host      facts.Host
+	policy    spec.Policy
+	workloads []config.Workload
 	// node is what every container gets.
 	node config.Containers
 }
@@ -57,7 +59,7 @@ func (g *generator) Container(ctx context.Context, req container.SpecRequest) (c
 	in := spec.ContainerInput{
 		ID: req.Container.ID, SandboxID: req.Sandbox.ID, Pod: req.Sandbox.Config, Config: cfg,
 		ImageConfig: req.Image.Config, ImageName: req.Image.Name, Policy: g.policy, Host: g.host,
-		Volumes: req.Volumes.Declared,
+		Volumes: req.Volumes.Declared, NotifierSocket: g.notifier,
 	}
 	h, err := g.handler(ctx, req.Container.Handler)
 	if err != nil {
@@ -242,7 +244,7 @@ func (g *generator) handler(ctx context.Context, r record.Handler) (spec.Handler
 		return spec.Handler{}, err
 	}
 	return spec.Handler{
-		Name: h.Name, IDMapMounts: h.Features.IDMapMounts,
+		Name: h.Name, IDMapMounts: h.Features.IDMapMounts, SeccompNotify: h.Features.SeccompNotify,
 		AllowedAnnotations: h.AllowedAnnotations, Workloads: g.workloads,
 		PodAnnotations: h.PodAnnotations, ContainerAnnotations: h.ContainerAnnotations, DefaultAnnotations: h.DefaultAnnotations,
 		PrivilegedWithoutHostDevices:                  h.PrivilegedWithoutHostDevices,

@@ -289,7 +289,7 @@ func TestCTR_19_SeccompKill(t *testing.T) {
 		reason  string
 		code    int32
 	}{
-		"killed": {"exec mkdir /tmp/x", killing, "SeccompKilled", 159},
+		"killed": {"exec mkdir /tmp/x", killing, "seccomp killed", 159},
 		"child":  {"mkdir /tmp/x; exit 3", killing, "Error", 3},
 		"fine":   {"exit 0", killing, "Completed", 0},
 		"alike":  {"exit 159", nil, "Error", 159},

@@ -36,7 +36,7 @@ func runtimeKey(value any, path ...string) daemon.Option {
 func startedBy(t *testing.T, command ...string) daemon.Option {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "containerd")
-	binary := program(t)
+	binary := built(t, "containerd")
 	text := "#!/bin/sh\nexec " + strings.Join(command, " ") + " " + binary + " \"$@\"\n"
 	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
 		t.Fatal(err)
@@ -44,19 +44,19 @@ func startedBy(t *testing.T, command ...string) daemon.Option {
 	return daemon.Binary(path)
 }
 
-// program is the daemon's.
-func program(t *testing.T) string {
+// built is a program of those that are tested.
+func built(t *testing.T, name string) string {
 	t.Helper()
 	dirs, err := daemon.BinDirs()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, d := range dirs {
-		if p := filepath.Join(d, "containerd"); exists(p) {
+		if p := filepath.Join(d, name); exists(p) {
 			return p
 		}
 	}
-	t.Fatalf("no containerd in %s", dirs)
+	t.Fatalf("no %s in %s", name, dirs)
 	return ""
 }
 
@@ -193,6 +193,27 @@ func TestPOD_25_OldSeccompString(t *testing.T) {
 	}
 }
 
+// TestSEC_04_InheritableCapabilities: where the node wants it, the first process
+// and commands have all that they may use inheritable, and none is ambient.
+func TestSEC_04_InheritableCapabilities(t *testing.T) {
+	t.Parallel()
+	for name, on := range map[string]bool{"on": true, "off": false} {
+		b := newBoxOn(t, start(t, runtimeKey(on, "add_inheritable_capabilities")))
+		c := b.sleeper(name)
+		c.Linux.SecurityContext.Capabilities = &cri.Capability{AddCapabilities: []string{"NET_ADMIN"}, DropCapabilities: []string{"CHOWN"}}
+		id := b.run(c)
+		for who, text := range map[string]string{"first process": b.procStatus(id), "command": b.Exec(id, "cat", "/proc/self/status")} {
+			bounds, want := capsOf(t, text, "CapBnd"), uint64(0)
+			if on {
+				want = bounds
+			}
+			if bounds&netAdmin == 0 || bounds&chown != 0 || capsOf(t, text, "CapInh") != want || capsOf(t, text, "CapAmb") != 0 {
+				t.Errorf("%s: the %s has bounds %x, inheritable %x, ambient %x", name, who, bounds, capsOf(t, text, "CapInh"), capsOf(t, text, "CapAmb"))
+			}
+		}
+	}
+}
+
 // TestSEC_15_CustomDefaultProfile: files of the node and of a handler stand for
 // the built-in profile. They are read for every container.
 func TestSEC_15_CustomDefaultProfile(t *testing.T) {
@@ -204,7 +225,6 @@ func TestSEC_15_CustomDefaultProfile(t *testing.T) {
 	handler := func(key string) []string { return []string{"containerd", "runtimes", "special", key} }
 	d := start(t, runtimeKey(node, "seccomp_profile"), runtimeKey(special, handler("seccomp_profile")...),
 		runtimeKey("io.containerd.runc.v2", handler("runtime_type")...))
-	byDefault := &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
 	b := newBoxOn(t, d)
 	id := b.run(b.withSeccomp("node", byDefault))
 	b.forbids(id, "mkdir", "/tmp/x")
@@ -732,27 +752,48 @@ func TestSEC_21_SELinuxLabels(t *testing.T) {
 }
 
 // TestSEC_25_KVMLabel: a handler of virtual machines runs its pods also where
-// there is no label to give.
+// there is no label to give. Which one it is a key says, or the runtime's type.
 func TestSEC_25_KVMLabel(t *testing.T) {
 	t.Parallel()
-	handler := func(key string) []string { return []string{"containerd", "runtimes", "special", key} }
-	d := start(t, runtimeKey(true, "enable_selinux"), runtimeKey("io.containerd.runc.v2", handler("runtime_type")...), runtimeKey(true, handler("selinux_kvm")...))
-	config := d.PodConfig("special")
-	b := &box{Daemon: d, t: t, image: plain(t, d), config: config, pod: d.RunPodWith(config, "special")}
-	id := b.run(b.sleeper("app"))
-	process, _ := specLabels(t, d, id)
-	if on := labelOf(os.Getpid()) != ""; on != strings.Contains(process, ":container_kvm_t:") {
-		t.Errorf("the label is %q", process)
+	set := func(handler, key string, value any) daemon.Option {
+		return runtimeKey(value, "containerd", "runtimes", handler, key)
 	}
-	for who, pid := range map[string]int{"sandbox": pidOf(t, d, b.pod), "container": b.begun(id)} {
-		if got := labelOf(pid); got != process {
-			t.Errorf("the %s has %q, want %q", who, got, process)
+	shim := shimNamed(t, "containerd-shim-kata-v2")
+	d := start(t, runtimeKey(true, "enable_selinux"),
+		set("special", "runtime_type", "io.containerd.runc.v2"), set("special", "selinux_kvm", true),
+		set("kata", "runtime_type", "io.containerd.kata.v2"), set("kata", "runtime_path", shim),
+		set("plain-kata", "runtime_type", "io.containerd.kata.v2"), set("plain-kata", "runtime_path", shim), set("plain-kata", "selinux_kvm", false))
+	for _, handler := range []string{"special", "kata"} {
+		config := d.PodConfig(handler)
+		b := &box{Daemon: d, t: t, image: plain(t, d), config: config, pod: d.RunPodWith(config, handler)}
+		id := b.run(b.sleeper("app"))
+		process, _ := specLabels(t, d, id)
+		if on := labelOf(os.Getpid()) != ""; on != strings.Contains(process, ":container_kvm_t:") {
+			t.Errorf("%s: the label is %q", handler, process)
+		}
+		for who, pid := range map[string]int{"sandbox": pidOf(t, d, b.pod), "container": b.begun(id)} {
+			if got := labelOf(pid); got != process {
+				t.Errorf("%s: the %s has %q, want %q", handler, who, got, process)
+			}
 		}
 	}
-	// Of another handler, in the same daemon.
-	if got := labelOf(pidOf(t, d, runPod(d, "plain").id)); strings.Contains(got, "kvm") {
-		t.Errorf("a pod that is no virtual machine has %q", got)
+	// Of other handlers, in the same daemon.
+	for _, handler := range []string{"", "plain-kata"} {
+		id := d.RunPodWith(d.PodConfig("plain"+handler), handler)
+		if got := labelOf(pidOf(t, d, id)); strings.Contains(got, "kvm") {
+			t.Errorf("a pod of handler %q that is no virtual machine has %q", handler, got)
+		}
 	}
+}
+
+// shimNamed is runc's shim under another name.
+func shimNamed(t *testing.T, name string) string {
+	t.Helper()
+	link := filepath.Join(t.TempDir(), name)
+	if err := os.Symlink(built(t, "containerd-shim-runc-v2"), link); err != nil {
+		t.Fatal(err)
+	}
+	return link
 }
 
 // TestPOD_18_SandboxSELinux: what a pod asks for is its containers' too.

@@ -278,6 +278,52 @@ func TestPOD_15_Leftovers(t *testing.T) {
 	b.Exec(b.run(b.sleeper("app")), "true")
 }
 
+// TestSEC_29_StaticMappings: pods that say nothing are in the node's mapping, as
+// are their containers, also when the configuration has none any more; pods of the node are not.
+func TestSEC_29_StaticMappings(t *testing.T) {
+	t.Parallel()
+	u := newRange()
+	text := fmt.Sprintf("0:%d:%d", hostRoot(u), rangeSize)
+	d := start(t, runtimeKey(text, "uid_mappings"), runtimeKey(text, "gid_mappings"))
+	b := newBoxOn(t, d)
+	id := b.run(b.sleeper("app"))
+	want := fmt.Sprintf("0 %d %d", hostRoot(u), rangeSize)
+	for _, file := range []string{"uid_map", "gid_map"} {
+		if got := lines(b.Exec(id, "cat", "/proc/self/"+file)); got != want {
+			t.Errorf("%s is %q, want %q", file, got, want)
+		}
+	}
+	if got := podStatus(t, d, b.pod).Linux.Namespaces.Options.UsernsOptions; !proto.Equal(got, u) {
+		t.Errorf("status has %v", got)
+	}
+	kubelets := b.sleeper("kubelets")
+	kubelets.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &cri.UserNamespace{Mode: cri.NamespaceMode_NODE}
+	if got := nsOf(t, b.begun(b.run(kubelets)), "user"); got != nsOf(t, pidOf(t, d, b.pod), "user") || got == nsOf(t, "self", "user") {
+		t.Errorf("a container that asks for the host's is in %s", got)
+	}
+	own := newUserBoxOn(t, d, func(c *cri.PodSandboxConfig) { c.Metadata.Name = "own" })
+	if got := lines(own.Exec(own.run(own.sleeper("app")), "cat", "/proc/self/uid_map")); got != fmt.Sprintf("0 %d %d", hostRoot(own.u), rangeSize) {
+		t.Errorf("a pod that asks for its own has %q", got)
+	}
+	for name, edit := range map[string]func(*cri.PodSandboxConfig){"privileged": privileged, "network": hostNetwork} {
+		if got := nsOf(t, pidOf(t, d, runPod(d, name, edit).id), "user"); got != nsOf(t, "self", "user") {
+			t.Errorf("a pod of the node by %s is in %s", name, got)
+		}
+	}
+	file := filepath.Join(d.Dir, "config.toml")
+	config, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(config), text, "")), 0); err != nil {
+		t.Fatal(err)
+	}
+	d.Restart()
+	if got := lines(b.Exec(b.run(b.sleeper("later")), "cat", "/proc/self/uid_map")); got != want {
+		t.Errorf("of a container made when the configuration has none the mapping is %q", got)
+	}
+}
+
 // TestPOD_16_Validation: what cannot be a pod's user namespace is refused by
 // name, and nothing is made.
 func TestPOD_16_Validation(t *testing.T) {

@@ -266,6 +266,7 @@ type live struct {
 	// silent is since when the runtime does not answer for it, zero while it
 	// does.
 	silent time.Time // guarded by Service.mu
+	denied denials   // guarded by Service.mu
 }
 
 // New returns the service. Recover must be called once.

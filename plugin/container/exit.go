@@ -105,6 +105,12 @@ func (s *Service) finish(ctx context.Context, c record.Container, l *live, exit 
 		if known = r.Phase == record.ContainerExited && !r.FinishedAt.IsZero(); known {
 			return // the same exit, reported before
 		}
+		if byNotifier(*r, exit.Code, reason) {
+			reason = record.ReasonSeccompKilled
+		}
+		if reason == record.ReasonSeccompKilled {
+			r.Message = deniedMessage(*r)
+		}
 		r.FinishedAt, r.ExitCode, r.Reason, r.Pid = exit.At, int32(exit.Code), reason, 0
 	})
 	if err != nil && !errdefs.IsNotFound(err) {

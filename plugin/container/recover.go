@@ -188,6 +188,9 @@ func (s *Service) rejoin(ctx context.Context, c record.Container, t Task) error 
 	}
 	s.follow(ctx, c)
 	s.watch(c, l, s.subscribe(t))
+	if c.Condemned { // an earlier daemon was about to
+		s.endSoon(c.ID, l)
+	}
 	return nil
 }
 

@@ -26,13 +26,14 @@ func (s *Server) CreateContainer(ctx context.Context, req *cri.CreateContainerRe
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Validate.Container(req.GetConfig(), sb.Config); err != nil {
+	config, err := s.Validate.Container(req.GetConfig(), sb.Config, req.GetSandboxConfig())
+	if err != nil {
 		return nil, err
 	}
-	if name := req.GetConfig().GetImage().GetRuntimeHandler(); name != "" && name != sb.Handler.Name {
+	if name := config.GetImage().GetRuntimeHandler(); name != "" && name != sb.Handler.Name {
 		return nil, invalid("config.image.runtime_handler", "%.256q is not the pod's, which is %q", name, sb.Handler.Name)
 	}
-	id, err := s.Containers.Create(ctx, container.Request{SandboxID: sb.ID, Config: req.GetConfig()})
+	id, err := s.Containers.Create(ctx, container.Request{SandboxID: sb.ID, Config: config})
 	if err != nil {
 		return nil, createError(err)
 	}

@@ -46,11 +46,13 @@ type Handlers interface {
 	Weaknesses() map[string][]string
 }
 
-// Validate checks what a kubelet sends; errors are InvalidArgument and name
-// the field.
+// Validate checks what a kubelet sends and returns it with what the node gives
+// to all; errors are InvalidArgument and name the field.
 type Validate interface {
-	Pod(*cri.PodSandboxConfig) error
-	Container(c *cri.ContainerConfig, pod *cri.PodSandboxConfig) error
+	Pod(*cri.PodSandboxConfig) (*cri.PodSandboxConfig, error)
+	// Container gets the pod as it is and as it was asked for, nil if that is
+	// not known.
+	Container(c *cri.ContainerConfig, pod, asked *cri.PodSandboxConfig) (*cri.ContainerConfig, error)
 }
 
 // Streaming hands out URLs.

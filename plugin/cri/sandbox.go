@@ -18,14 +18,15 @@ import (
 
 // RunPodSandbox implements the RPC.
 func (s *Server) RunPodSandbox(ctx context.Context, req *cri.RunPodSandboxRequest) (*cri.RunPodSandboxResponse, error) {
-	if err := s.Validate.Pod(req.GetConfig()); err != nil {
-		return nil, err
-	}
-	handler, err := handlerFor(req.GetConfig(), req.GetRuntimeHandler())
+	config, err := s.Validate.Pod(req.GetConfig())
 	if err != nil {
 		return nil, err
 	}
-	id, err := s.Sandboxes.Run(ctx, sandbox.Request{Config: req.GetConfig(), Handler: handler})
+	handler, err := handlerFor(config, req.GetRuntimeHandler())
+	if err != nil {
+		return nil, err
+	}
+	id, err := s.Sandboxes.Run(ctx, sandbox.Request{Config: config, Handler: handler})
 	if err != nil {
 		return nil, fmt.Errorf("run pod sandbox: %w", err)
 	}

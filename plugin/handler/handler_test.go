@@ -80,6 +80,7 @@ func modern(t *testing.T) *apitypes.RuntimeInfo {
 		Linux: &features.Linux{
 			Namespaces:      []string{"mount", "user"},
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
+			Seccomp:         &features.Seccomp{Actions: []string{"SCMP_ACT_ERRNO", "SCMP_ACT_NOTIFY"}},
 		},
 	})
 }
@@ -131,7 +132,7 @@ func TestLookup(t *testing.T) {
 		},
 		PodAnnotations: []string{"a.*"}, ContainerAnnotations: []string{"b"},
 		PrivilegedWithoutHostDevices: true, PrivilegedWithoutHostDevicesAllDevicesAllowed: true,
-		CgroupWritable: true, CNIConfDir: "/etc/cni/kata", CNIMaxConfNum: 2, IOType: config.IOFIFO,
+		CgroupWritable: true, CNIConfDir: "/etc/cni/kata", CNIMaxConfNum: 2, IOType: config.IOFIFO, SELinuxKVM: true,
 	}
 	got, err := hs.Resolve(context.Background(), "kata")
 	if err != nil || !reflect.DeepEqual(got, want) {
@@ -299,7 +300,7 @@ func TestFeatures(t *testing.T) {
 	if err := hs.Probe(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	full := Features{Known: true, RecursiveReadOnlyMounts: kernelRRO(), UserNamespaces: true, IDMapMounts: true, OCIVersionMax: "1.2.0"}
+	full := Features{Known: true, RecursiveReadOnlyMounts: kernelRRO(), UserNamespaces: true, IDMapMounts: true, SeccompNotify: true, OCIVersionMax: "1.2.0"}
 	want := map[string]Features{"": full, "runc": full, "kata": {Known: true, OCIVersionMax: "1.0.2", RuncVersion: "1.2.5-0ubuntu1"}, "quiet": {}, "gone": {}}
 	var names []string
 	for _, h := range hs.List() {

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -43,6 +44,8 @@ type Features struct {
 	UserNamespaces bool
 	// IDMapMounts are mounts that show other owners.
 	IDMapMounts bool
+	// SeccompNotify are seccomp filters that tell of calls.
+	SeccompNotify bool
 	// OCIVersionMax is the newest specification that the runtime accepts, ""
 	// if it does not say.
 	OCIVersionMax string
@@ -253,6 +256,7 @@ func parseFeatures(info *apitypes.RuntimeInfo, kernelRRO bool) (Features, error)
 	if m := f.Linux.MountExtensions; m != nil && m.IDMap != nil && m.IDMap.Enabled != nil {
 		out.IDMapMounts = *m.IDMap.Enabled
 	}
+	out.SeccompNotify = f.Linux.Seccomp != nil && slices.Contains(f.Linux.Seccomp.Actions, string(specs.ActNotify))
 	out.UserNamespaces = out.IDMapMounts && slices.Contains(f.Linux.Namespaces, "user")
 	return out, nil
 }

@@ -54,6 +54,8 @@ type wireContainer struct {
 	LogPath    string   `json:",omitempty"`
 	StopSignal string   `json:",omitempty"`
 	Rescored   bool     `json:",omitempty"`
+	Denied     []string `json:",omitempty"`
+	Condemned  bool     `json:",omitempty"`
 	Resources  []byte   `json:",omitempty"`
 	User       []byte   `json:",omitempty"`
 	Mounts     [][]byte `json:",omitempty"`
@@ -104,6 +106,7 @@ func (c Container) Marshal() ([]byte, error) {
 		Phase: c.Phase, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, FinishedAt: c.FinishedAt,
 		Pid: c.Pid, ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message,
 		LogPath: c.LogPath, StopSignal: c.StopSignal, Rescored: c.Rescored,
+		Denied: c.Denied, Condemned: c.Condemned,
 	}
 	e := encoder{}
 	w.Config = e.message(c.Config)
@@ -126,6 +129,7 @@ func UnmarshalContainer(b []byte) (Container, error) {
 		Phase: w.Phase, CreatedAt: w.CreatedAt, StartedAt: w.StartedAt, FinishedAt: w.FinishedAt,
 		Pid: w.Pid, ExitCode: w.ExitCode, Reason: w.Reason, Message: w.Message,
 		LogPath: w.LogPath, StopSignal: w.StopSignal, Rescored: w.Rescored,
+		Denied: w.Denied, Condemned: w.Condemned,
 	}
 	d := decoder{}
 	c.Config = decodeMessage[cri.ContainerConfig](&d, "Config", w.Config, true)

@@ -161,6 +161,11 @@ type Container struct {
 	// Rescored says that an update has changed the OOM score of the container
 	// while it ran, of which its runtime does not know.
 	Rescored bool
+	// Denied names system calls that the container's seccomp filter has denied,
+	// where it tells of them, in the order of the first of each. Condemned says
+	// that the container is to end for them.
+	Denied    []string
+	Condemned bool
 	// Resources are the limits in force; Config's until the first update.
 	Resources *cri.LinuxContainerResources
 	// User is the identity of the first process.
@@ -218,8 +223,8 @@ const (
 	ReasonOOMKilled  = "OOMKilled"
 	ReasonStartError = "StartError"
 	// ReasonSeccompKilled marks a process that made a system call for which
-	// its filter ends it.
-	ReasonSeccompKilled = "SeccompKilled"
+	// its filter, or who hears of what it denies, ends it. The word is CRI-O's.
+	ReasonSeccompKilled = "seccomp killed"
 	// ReasonUnknown marks an exit whose status nobody could tell.
 	ReasonUnknown = "ContainerStatusUnknown"
 )

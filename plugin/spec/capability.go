@@ -48,14 +48,18 @@ func containerCapabilities(in *ContainerInput, base *specs.LinuxCapabilities) (*
 	if ambientAll {
 		ambient = set
 	}
-	return capabilitySet(set, ambient, in.Host.Capabilities), nil
+	out := capabilitySet(set, ambient, in.Host.Capabilities)
+	if in.Policy.Defaults.Inheritable {
+		out.Inheritable = slices.Clone(out.Bounding)
+	}
+	return out, nil
 }
 
 // capabilitySet makes the sets out of what the daemon can give away of want, in
 // the order of the kernel.
 //
-// A capability can only be ambient when it is inheritable too. Nothing else is,
-// whatever the base says: a program with file capabilities would get more than
+// A capability can only be ambient when it is inheritable too. Nothing else is
+// unless the node wants it, whatever the base says: a program with file capabilities would get more than
 // the container was given.
 func capabilitySet(want, ambient, bounding []string) *specs.LinuxCapabilities {
 	c := &specs.LinuxCapabilities{Bounding: []string{}}

@@ -140,7 +140,7 @@ func confine(in *ContainerInput, s *specs.Spec) error {
 	if in.privileged() || sharesHost(in.Policy, podOptions(in.Pod), sc.GetNamespaceOptions()) && !SELinuxType(in.Pod, in.Config) {
 		s.Process.SelinuxLabel = ""
 	}
-	return nil
+	return addNotifier(in, s.Linux)
 }
 
 // sharesHost reports whether a pod or a container is among the host's processes,

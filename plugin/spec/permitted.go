@@ -21,9 +21,14 @@ import (
 // permitted returns the first of the annotations that the pod has and the
 // handler or the pod's workload allows, and its value.
 func (h Handler) permitted(pod *cri.PodSandboxConfig, names ...string) (name, value string, ok bool) {
+	return h.permittedIn(pod.GetAnnotations(), pod, names...)
+}
+
+// permittedIn is permitted for annotations of the pod or of one of its containers.
+func (h Handler) permittedIn(annotations map[string]string, pod *cri.PodSandboxConfig, names ...string) (name, value string, ok bool) {
 	w, _ := h.workloadOf(pod)
 	for _, name := range names {
-		if value, ok := pod.GetAnnotations()[name]; ok && (slices.Contains(h.AllowedAnnotations, name) || slices.Contains(w.AllowedAnnotations, name)) {
+		if value, ok := annotations[name]; ok && (slices.Contains(h.AllowedAnnotations, name) || slices.Contains(w.AllowedAnnotations, name)) {
 			return name, value, true
 		}
 	}

@@ -58,6 +58,8 @@ type Handler struct {
 	RecursiveReadOnly bool
 	// IDMapMounts says that the runtime knows mounts that show other owners.
 	IDMapMounts bool
+	// SeccompNotify says that the runtime knows filters that tell of calls.
+	SeccompNotify bool
 	// OCIVersion is the newest specification the runtime accepts, "" if it
 	// does not say.
 	OCIVersion string
@@ -106,6 +108,9 @@ type Policy struct {
 	// MinMappableUID and MinMappableGID are the lowest IDs of the host in user
 	// namespaces of pods that do not run as root.
 	MinMappableUID, MinMappableGID int64
+	// Userns is that of pods which have none of their own and are not the
+	// node's, nil for none. Read only.
+	Userns *cri.UserNamespace
 	// MinGOMAXPROCS is 0 where it is not to be set.
 	MinGOMAXPROCS int64
 	Defaults      Defaults
@@ -116,6 +121,8 @@ type Policy struct {
 type Defaults struct {
 	// Capabilities are names such as "CAP_CHOWN".
 	Capabilities []string
+	// Inheritable makes all capabilities that a container has inheritable.
+	Inheritable bool
 	// Env holds NAME=value.
 	Env     []string
 	Rlimits []specs.POSIXRlimit
@@ -192,6 +199,8 @@ type ContainerInput struct {
 	HostDevices []facts.Device
 	// SeccompProfile is the content of the file that Seccomp names.
 	SeccompProfile []byte
+	// NotifierSocket is where filters tell of the calls that they deny.
+	NotifierSocket string
 	// Labels are the container's SELinux labels, zero for none.
 	Labels record.Labels
 	// Systemd says that the first process is systemd.

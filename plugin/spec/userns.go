@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/facts"
@@ -29,6 +30,40 @@ func podUserns(pod *cri.PodSandboxConfig) *cri.UserNamespace {
 		return u
 	}
 	return nil
+}
+
+// InNodeUserns is the pod with the user namespace that the node gives, if it gives
+// one to this pod: not to one that asks for another, nor to one that is privileged
+// or shares the node's network, processes or IPC, whose work is the node's.
+func InNodeUserns(pod *cri.PodSandboxConfig, p Policy) *cri.PodSandboxConfig {
+	const node = cri.NamespaceMode_NODE
+	o := podOptions(pod)
+	if p.Userns == nil || pod == nil || ownUserns(o.GetUsernsOptions()) || pod.GetLinux().GetSecurityContext().GetPrivileged() ||
+		o.GetNetwork() == node || o.GetPid() == node || o.GetIpc() == node {
+		return pod
+	}
+	out := proto.Clone(pod).(*cri.PodSandboxConfig)
+	orNew(&orNew(&orNew(&out.Linux).SecurityContext).NamespaceOptions).UsernsOptions = p.Userns
+	return out
+}
+
+// InPodUserns is the container in its pod's user namespace if it asks for none and
+// the pod as it was asked for had none: who asks cannot know of the node's.
+func InPodUserns(c *cri.ContainerConfig, pod, asked *cri.PodSandboxConfig) *cri.ContainerConfig {
+	u := podUserns(pod)
+	if c == nil || u == nil || asked == nil || podUserns(asked) != nil || ownUserns(c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()) {
+		return c
+	}
+	out := proto.Clone(c).(*cri.ContainerConfig)
+	orNew(&orNew(&orNew(&out.Linux).SecurityContext).NamespaceOptions).UsernsOptions = u
+	return out
+}
+
+func orNew[T any](p **T) *T {
+	if *p == nil {
+		*p = new(T)
+	}
+	return *p
 }
 
 func checkUserns(field string, u *cri.UserNamespace) error {

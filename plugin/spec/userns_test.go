@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/facts"
@@ -37,6 +38,46 @@ func pauseWithUserns(length uint32) func(*PauseInput) {
 			NamespaceOptions: &cri.NamespaceOption{Pid: modeContainer, UsernsOptions: userNS(length)},
 		}}
 		in.UserNS = "/pin/user"
+	}
+}
+
+// TestNodeUserns: which pods and containers get the user namespace of the node,
+// and that nothing that was given is changed.
+func TestNodeUserns(t *testing.T) {
+	mapping := []*cri.IDMapping{{HostId: 1 << 20, Length: 1 << 16}}
+	nodes := &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: mapping, Gids: mapping}
+	own := &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: mapping[:1:1], Gids: []*cri.IDMapping{{HostId: 1 << 21, Length: 1 << 16}}}
+	pod := func(o *cri.NamespaceOption, privileged bool) *cri.PodSandboxConfig {
+		return &cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: o, Privileged: privileged}}}
+	}
+	for name, tc := range map[string]struct {
+		pod  *cri.PodSandboxConfig
+		want *cri.UserNamespace
+	}{
+		"nothing said": {&cri.PodSandboxConfig{}, nodes},
+		"none":         {pod(&cri.NamespaceOption{}, false), nodes},
+		"the host's":   {pod(&cri.NamespaceOption{UsernsOptions: &cri.UserNamespace{Mode: modeNode}}, false), nodes},
+		"its own":      {pod(&cri.NamespaceOption{UsernsOptions: own}, false), own},
+		"privileged":   {pod(nil, true), nil},
+		"network":      {pod(&cri.NamespaceOption{Network: modeNode}, false), nil},
+		"processes":    {pod(&cri.NamespaceOption{Pid: modeNode}, false), nil},
+		"IPC":          {pod(&cri.NamespaceOption{Ipc: modeNode}, false), nil},
+	} {
+		before := proto.Clone(tc.pod).(*cri.PodSandboxConfig)
+		got := InNodeUserns(tc.pod, Policy{Userns: nodes})
+		if !proto.Equal(podUserns(got), tc.want) {
+			t.Errorf("%s: %v", name, podUserns(got))
+		}
+		if !proto.Equal(before, tc.pod) || InNodeUserns(tc.pod, Policy{}) != tc.pod {
+			t.Errorf("%s: changed to %v", name, tc.pod)
+		}
+		c := InPodUserns(&cri.ContainerConfig{}, got, tc.pod)
+		if u := c.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); ownUserns(u) != (podUserns(got) != podUserns(tc.pod)) {
+			t.Errorf("%s: a container has %v", name, u)
+		}
+		if c := (&cri.ContainerConfig{}); InPodUserns(c, got, nil) != c {
+			t.Errorf("%s: a container of a pod that nobody sent is changed", name)
+		}
 	}
 }
 

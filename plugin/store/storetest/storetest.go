@@ -157,6 +157,7 @@ func Container(sandboxID, name string, attempt uint32) record.Container {
 		Spec:    []byte(`{"ociVersion":"1.2.0"}`), Phase: record.ContainerCreating,
 		CreatedAt: time.Unix(1700000002, 1).UTC(), StartedAt: time.Unix(1700000003, 1).UTC(), FinishedAt: time.Unix(1700000004, 1).UTC(),
 		Pid: 43, ExitCode: 137, Reason: record.ReasonOOMKilled, Message: "m", LogPath: "/var/log/x.log", StopSignal: "SIGTERM", Rescored: true,
+		Denied: []string{"mount"}, Condemned: true,
 		Resources: &cri.LinuxContainerResources{CpuShares: 2},
 		User:      &cri.ContainerUser{Linux: &cri.LinuxContainerUser{Uid: 1000}},
 		Mounts:    []*cri.Mount{{HostPath: "/a", ContainerPath: "/b"}},
