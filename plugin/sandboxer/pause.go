@@ -13,7 +13,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/gantry-cri/gantry/plugin/record"
-	"github.com/gantry-cri/gantry/plugin/sandboxer/pause"
+	"github.com/gantry-cri/gantry/plugin/pause"
 )
 
 // Tasks runs a sandbox's own process. Each method takes the specification, or

@@ -20,7 +20,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/runtime/runtimetest"
 	"github.com/gantry-cri/gantry/plugin/runtime/shimtest"
 	"github.com/gantry-cri/gantry/plugin/sandboxer"
-	"github.com/gantry-cri/gantry/plugin/sandboxer/pause"
+	"github.com/gantry-cri/gantry/plugin/pause"
 	"github.com/gantry-cri/gantry/plugin/sandboxer/sandboxertest"
 )
 
