@@ -178,7 +178,7 @@ func TestShim(t *testing.T) {
 	sandboxertest.Suite(t, func(t *testing.T) sandboxertest.Subject {
 		c := newController()
 		return sandboxertest.Subject{
-			Sandboxer: sandboxer.NewShim(c, nil), Context: t.Context(),
+			Sandboxer: sandboxer.NewShim(c, sandboxer.Options{}), Context: t.Context(),
 			Record: func(_ *testing.T, id string) record.Sandbox { return pod(id) },
 			Exit:   func(_ *testing.T, sb record.Sandbox) { c.end(c.get(sb.ID)) },
 			Lose:   func(_ *testing.T, sb record.Sandbox) { close(c.get(sb.ID).died) },
@@ -193,7 +193,7 @@ func TestShim(t *testing.T) {
 
 func TestShimStart(t *testing.T) {
 	c := newController()
-	inst, err := sandboxer.NewShim(c, nil).Start(t.Context(), pod("a"))
+	inst, err := sandboxer.NewShim(c, sandboxer.Options{}).Start(t.Context(), pod("a"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +217,7 @@ func (hung) Create(ctx context.Context, _ sandbox.Sandbox, _ ...sandbox.CreateOp
 func TestShimStartLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := func(h record.Handler) time.Duration { return map[string]time.Duration{"kata": time.Second}[h.Name] }
-		s := sandboxer.NewShim(hung{newController()}, limit)
+		s := sandboxer.NewShim(hung{newController()}, sandboxer.Options{StartLimit: limit})
 		for name, want := range map[string]time.Duration{"kata": time.Second, "other": 2 * time.Minute} {
 			sb, begun := pod("a"), time.Now()
 			sb.Handler.Name = name
@@ -234,7 +234,7 @@ func TestShimStartLimit(t *testing.T) {
 // A controller that does not answer says nothing of a sandbox's death.
 func TestShimSilent(t *testing.T) {
 	c := newController()
-	s := sandboxer.NewShim(c, nil)
+	s := sandboxer.NewShim(c, sandboxer.Options{})
 	if _, err := s.Start(t.Context(), pod("a")); err != nil {
 		t.Fatal(err)
 	}
