@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -18,13 +17,9 @@ import (
 
 // makeHere makes the namespaces of a sandbox that needs no holder, in a thread
 // that ends with them: they stay by their pins alone.
-func (r Record) makeHere(dir string) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // not unlocked: nothing else is to run in these namespaces
-		done <- r.makeInThread(dir)
-	}()
-	return <-done
+func (r Record) makeHere(dir string) (err error) {
+	process.InThread(func() { err = r.makeInThread(dir) })
+	return err
 }
 
 func (r Record) makeInThread(dir string) error {
