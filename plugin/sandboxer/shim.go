@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -229,7 +230,7 @@ func (s *Shim) status(ctx context.Context, id string) (status, error) {
 		switch {
 		case err == nil:
 			return read(got), nil
-		case errdefs.IsNotFound(err):
+		case errdefs.IsNotFound(err), errdefs.IsNotFound(errgrpc.ToNative(err)): // the shim's own words come as they travelled
 			return status{exitedAt: time.Now()}, nil
 		case !errors.Is(err, ttrpc.ErrClosed):
 			return status{}, err

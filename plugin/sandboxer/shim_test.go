@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -202,6 +203,36 @@ func TestShimStart(t *testing.T) {
 	}
 	if c.netns != "/run/netns/a" || c.config.GetHostname() != "h-a" {
 		t.Errorf("the controller got netns %q and configuration %v", c.netns, &c.config)
+	}
+}
+
+// A shim is told all settings of the pod; the record keeps what was asked for.
+func TestShimSysctls(t *testing.T) {
+	c := newController()
+	sb := pod("a")
+	s := sandboxer.NewShim(c, sandboxer.Options{Sysctls: func(*cri.PodSandboxConfig) (map[string]string, error) {
+		return map[string]string{"net.core.somaxconn": "7"}, nil
+	}})
+	if _, err := s.Start(t.Context(), sb); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.config.GetLinux().GetSysctls(); len(got) != 1 || got["net.core.somaxconn"] != "7" || sb.Config.GetLinux() != nil {
+		t.Errorf("the controller got %v, the pod has %v", got, sb.Config)
+	}
+}
+
+// forgetful is a controller whose shim answers and does not know the sandbox.
+type forgetful struct{ *controller }
+
+func (forgetful) Status(context.Context, string, bool) (sandbox.ControllerStatus, error) {
+	return sandbox.ControllerStatus{}, fmt.Errorf("failed to query: %w", errgrpc.ToGRPC(errdefs.ErrNotFound))
+}
+
+// What a shim that answers does not know does not run.
+func TestShimForgot(t *testing.T) {
+	s := sandboxer.NewShim(forgetful{newController()}, sandboxer.Options{})
+	if alive, err := s.Alive(t.Context(), pod("a")); alive || err != nil {
+		t.Errorf("alive: %t, %v", alive, err)
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -59,7 +58,7 @@ var kinds = []specs.LinuxNamespaceType{specs.UTSNamespace, specs.IPCNamespace, s
 // newRecord reads a request, with the options that the shim was started with.
 func newRecord(r *api.CreateSandboxRequest, o *options.Options) (Record, error) {
 	var config cri.PodSandboxConfig
-	if err := typeurl.UnmarshalTo(r.GetOptions(), &config); err != nil {
+	if err := r.GetOptions().UnmarshalTo(&config); err != nil {
 		return Record{}, fmt.Errorf("read the pod's configuration: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
 	const pod, node = cri.NamespaceMode_POD, cri.NamespaceMode_NODE
