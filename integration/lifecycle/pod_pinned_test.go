@@ -111,6 +111,7 @@ func TestPOD_34_NoPauseProcess(t *testing.T) {
 	if got := processesIn(t, "uts", pinnedAs(t, d, p.id, "uts")); len(got) > 0 {
 		t.Errorf("before its containers there are processes %v in the pod", got)
 	}
+	podStats(t, d, p.id) // there is nothing to measure, which is no error
 	one, two := p.run(d, daemon.ContainerConfig("one", plain(t, d))), p.run(d, daemon.ContainerConfig("two", plain(t, d)))
 	for _, pid := range processesIn(t, "uts", nsOf(t, pidOf(t, d, one), "uts")) {
 		if ns := nsOf(t, pid, "pid"); ns != nsOf(t, pidOf(t, d, one), "pid") && ns != nsOf(t, pidOf(t, d, two), "pid") {
@@ -137,6 +138,16 @@ func TestPOD_34_NoPauseProcess(t *testing.T) {
 	}
 	if after := readHost(t, "/proc/sys/kernel/hostname", "/proc/sys/kernel/shm_rmid_forced", "/proc/sys/net/core/somaxconn"); after != before {
 		t.Errorf("the host had %q and has %q", before, after)
+	}
+	sh(d, one, spin)
+	if s := podStats(t, d, p.id).Linux; s.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || s.Network.GetDefaultInterface().GetName() != "eth0" {
+		t.Errorf("the pod's stats are %v", s)
+	}
+	p.serve(t, d, 8080)
+	browsed(t, address(ip, 8080))
+	b := &box{Daemon: d, t: t, pod: p.id, config: p.config}
+	if got, err := talk(b.forward(8080)[0], "GET / HTTP/1.0\r\n\r\n"); !strings.HasSuffix(got, "hello from the pod\n") || err != nil {
+		t.Errorf("a forwarded port says %q, %v", got, err)
 	}
 	wholeLife(t, d, p)
 	if err := removePod(d, p.id); err != nil {
@@ -344,13 +355,35 @@ func TestNET_32_PinnedNamespaces(t *testing.T) {
 	if err := removePod(d, p.id); err != nil {
 		t.Error(err)
 	}
-	// A pod that cannot be made leaves nothing either.
-	config := d.PodConfig("untunable")
-	config.Linux.Sysctls = map[string]string{"net.ipv4.no_such_setting": "1"}
-	_, err := d.StartPod(t.Context(), config, "pinned")
-	wantError(t, err, codes.InvalidArgument, "net.ipv4.no_such_setting")
+	// A pod that cannot be made leaves nothing either, with a holder or without.
+	for _, pids := range []cri.NamespaceMode{cri.NamespaceMode_CONTAINER, cri.NamespaceMode_POD} {
+		config := d.PodConfig("untunable")
+		config.Linux.SecurityContext.NamespaceOptions.Pid = pids
+		config.Linux.Sysctls = map[string]string{"net.ipv4.no_such_setting": "1"}
+		if _, err := d.StartPod(t.Context(), config, "pinned"); err == nil || !strings.Contains(err.Error(), "no_such_setting") {
+			t.Errorf("a pod with a setting that is not there: %v", err)
+		}
+	}
 	noSupervisor(t, d)
 	nothingLeft(t, d)
+}
+
+// TestPOD_34_Crash kills the daemon at random moments of the lives of pods with a
+// holder and without, while a client goes on as the kubelet does.
+func TestPOD_34_Crash(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Edit(withPinned), daemon.Set("pinned", "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))
+	img := plain(t, d)
+	n := 0
+	crashes(t, d, func(cycle string) error {
+		n++
+		return life(d, cycle, img, func(c *cri.PodSandboxConfig) {
+			if n%2 == 0 {
+				c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
+			}
+		})
+	})
+	noSupervisor(t, d)
 }
 
 // TestRTH_11_PinnedSupervisorDies: with the supervisor the containers of its pods
