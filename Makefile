@@ -90,7 +90,7 @@ race: generated ## bin/race/: what the tests run with RACE=1
 	@for c in $(RACED); do go build $(GOFLAGS_BUILD) -race -ldflags '$(LDFLAGS)' -o bin/race/$$c ./cmd/$$c; done
 
 # What the sources embed.
-PAUSE         := plugin/sandboxer/pause
+PAUSE         := plugin/pause
 KEEPER        := plugin/stdio/keeper
 .PHONY: generated
 generated: $(PAUSE)/bin/pause $(KEEPER)/bin/keeper

@@ -631,7 +631,7 @@ func newInstances(n node, pauseDir string, rt *runtime.Tasks, gen *generator, ha
 		}
 	}
 	return sandboxer.New(sandboxer.Options{
-		Tasks: rt, StateDir: pauseDir, Spec: gen.Pause, Controllers: shims, StartLimit: handlers.CreateTimeout,
+		Tasks: rt, StateDir: pauseDir, Spec: gen.Pause, Controllers: shims, StartLimit: handlers.CreateTimeout, Sysctls: gen.Sysctls,
 	})
 }
 

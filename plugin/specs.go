@@ -267,12 +267,17 @@ func (g *generator) userNS(sb record.Sandbox) string {
 	return g.userns.Path(sb.ID)
 }
 
-// namespaces are the pod's as its process holds them, and the target's.
+// namespaces are the pod's as its process holds them, and the target's. A shim
+// that runs a pod without one knows those of process 0 for its own.
 func (g *generator) namespaces(sb record.Sandbox, cfg *cri.ContainerConfig) (spec.Namespaces, error) {
 	pid := sb.Instance.Pid
 	n := spec.Namespaces{
 		Net: sb.Network.NetNS, User: g.userNS(sb),
 		UTS: spec.ProcNamespace(pid, "uts"), IPC: spec.ProcNamespace(pid, "ipc"), PID: spec.ProcNamespace(pid, "pid"),
+	}
+	if sb.HostNetwork() && sb.UserNS() != nil && sb.Handler.Sandboxer != record.SandboxerPod {
+		// A shim finds the pod's by the network's. Without one it makes its own.
+		n.User = spec.ProcNamespace(pid, "user")
 	}
 	opts := cfg.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	if opts.GetPid() != cri.NamespaceMode_TARGET {
@@ -445,6 +450,11 @@ func (g *generator) Update(s *specs.Spec, update *cri.LinuxContainerResources) (
 // Volumes implements container.Specs.
 func (g *generator) Volumes(c *cri.ContainerConfig, image imagespec.ImageConfig) ([]string, error) {
 	return spec.DeclaredVolumes(c.GetMounts(), image, g.policy)
+}
+
+// Sysctls are all kernel settings of a pod.
+func (g *generator) Sysctls(c *cri.PodSandboxConfig) (map[string]string, error) {
+	return spec.Sysctls(c, g.policy, g.host)
 }
 
 // Pause makes the specification of a sandbox's pause process.

@@ -83,7 +83,7 @@ func parseOptions(args []string) (options, error) {
 	only := f.String("only", "", "sections to run, separated by commas: lifecycle, syscalls, density (all)")
 	names := f.String("subjects", "stock:runc,gantry:runc", "daemon:handler pairs; the first is what the others are compared with")
 	f.StringVar(&o.out, "o", "", "file for the report (standard output)")
-	f.StringVar(&o.pause, "pause", "plugin/sandboxer/pause/bin/pause", "pause program in the stock daemon's pause image")
+	f.StringVar(&o.pause, "pause", "plugin/pause/bin/pause", "pause program in the stock daemon's pause image")
 	f.StringVar(&o.profiles, "profile", "", "instead of measuring, write profiles, traces and debug logs of pods that come and go to this directory")
 	if err := f.Parse(args); err != nil {
 		return o, err

@@ -312,9 +312,19 @@ func endsWithItsProcess(t *testing.T, d *daemon.Daemon, p pod, ctr string) {
 // pidInfo is the process in the verbose part of a pod's status.
 func pidInfo(t *testing.T, resp *cri.PodSandboxStatusResponse) int {
 	t.Helper()
-	var info struct{ Pid int }
-	if err := json.Unmarshal([]byte(resp.Info["info"]), &info); err != nil || info.Pid <= 1 {
+	pid := pidFrom(t, resp)
+	if pid <= 1 {
+		t.Fatalf("no process in %.500v", resp.Info)
+	}
+	return pid
+}
+
+// pidFrom is pidInfo of a pod that may have no process, 0 then.
+func pidFrom(t *testing.T, resp *cri.PodSandboxStatusResponse) int {
+	t.Helper()
+	var info struct{ Pid *int }
+	if err := json.Unmarshal([]byte(resp.Info["info"]), &info); err != nil || info.Pid == nil {
 		t.Fatalf("no process in %.500v: %v", resp.Info, err)
 	}
-	return info.Pid
+	return *info.Pid
 }

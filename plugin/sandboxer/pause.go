@@ -12,8 +12,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/gantry-cri/gantry/plugin/pause"
 	"github.com/gantry-cri/gantry/plugin/record"
-	"github.com/gantry-cri/gantry/plugin/sandboxer/pause"
 )
 
 // Tasks runs a sandbox's own process. Each method takes the specification, or

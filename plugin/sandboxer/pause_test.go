@@ -15,12 +15,12 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/plugin/pause"
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/runtime"
 	"github.com/gantry-cri/gantry/plugin/runtime/runtimetest"
 	"github.com/gantry-cri/gantry/plugin/runtime/shimtest"
 	"github.com/gantry-cri/gantry/plugin/sandboxer"
-	"github.com/gantry-cri/gantry/plugin/sandboxer/pause"
 	"github.com/gantry-cri/gantry/plugin/sandboxer/sandboxertest"
 )
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -56,6 +57,9 @@ type Options struct {
 	// StartLimit is how long a controller may take to start a sandbox of a
 	// handler, 0 for the usual time; nil is always the usual time.
 	StartLimit func(record.Handler) time.Duration
+	// Sysctls are all kernel settings of a pod, which a controller's shim is
+	// told; nil for those of its configuration.
+	Sysctls func(*cri.PodSandboxConfig) (map[string]string, error)
 }
 
 // Dispatcher is the Sandboxer that passes each sandbox to the one its handler
@@ -72,7 +76,7 @@ func New(o Options) (*Dispatcher, error) {
 	}
 	by := map[string]Sandboxer{}
 	for name, controller := range o.Controllers {
-		by[name] = NewShim(controller, o.StartLimit)
+		by[name] = NewShim(controller, o)
 	}
 	// The name is taken: with a stock CRI service beside, there may be a
 	// controller under it that is not ours.

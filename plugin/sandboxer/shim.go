@@ -9,9 +9,11 @@ import (
 
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -52,15 +54,20 @@ type Ender interface {
 type Shim struct {
 	controller Controller
 	limit      func(record.Handler) time.Duration
+	sysctls    func(*cri.PodSandboxConfig) (map[string]string, error)
 }
 
-// NewShim returns the sandboxer over a controller. A start may take as long as
-// limit says, the usual time if that is 0; nil is always the usual time.
-func NewShim(c Controller, limit func(record.Handler) time.Duration) *Shim {
-	if limit == nil {
-		limit = func(record.Handler) time.Duration { return 0 }
+// NewShim returns the sandboxer over a controller, with the limit and the kernel
+// settings of the Options.
+func NewShim(c Controller, o Options) *Shim {
+	s := &Shim{c, o.StartLimit, o.Sysctls}
+	if s.limit == nil {
+		s.limit = func(record.Handler) time.Duration { return 0 }
 	}
-	return &Shim{c, limit}
+	if s.sysctls == nil {
+		s.sysctls = func(c *cri.PodSandboxConfig) (map[string]string, error) { return c.GetLinux().GetSysctls(), nil }
+	}
+	return s
 }
 
 // Start implements Sandboxer.
@@ -77,8 +84,12 @@ func (s *Shim) Start(ctx context.Context, sb record.Sandbox) (record.Instance, e
 	if sb.Handler.OptionsType != "" {
 		info.Runtime.Options = &anypb.Any{TypeUrl: sb.Handler.OptionsType, Value: sb.Handler.Options}
 	}
-	err := s.controller.Create(ctx, info,
-		sandbox.WithOptions(sb.Config), sandbox.WithNetNSPath(sb.Network.NetNS), sandbox.WithAnnotations(sb.Config.GetAnnotations()))
+	config, err := s.told(sb.Config)
+	if err != nil {
+		return record.Instance{}, err
+	}
+	err = s.controller.Create(ctx, info,
+		sandbox.WithOptions(config), sandbox.WithNetNSPath(sb.Network.NetNS), sandbox.WithAnnotations(sb.Config.GetAnnotations()))
 	if err != nil {
 		return record.Instance{}, fmt.Errorf("create sandbox: %w", classed(ctx, err))
 	}
@@ -94,6 +105,21 @@ func (s *Shim) Start(ctx context.Context, sb record.Sandbox) (record.Instance, e
 		inst.Spec = got.Spec.GetValue()
 	}
 	return inst, nil
+}
+
+// told is the configuration as the shim gets it: with all settings that the pod is
+// to have, as nobody else writes them.
+func (s *Shim) told(c *cri.PodSandboxConfig) (*cri.PodSandboxConfig, error) {
+	all, err := s.sysctls(c)
+	if err != nil || len(all) == 0 {
+		return c, err
+	}
+	c = proto.Clone(c).(*cri.PodSandboxConfig)
+	if c.Linux == nil {
+		c.Linux = &cri.LinuxPodSandboxConfig{}
+	}
+	c.Linux.Sysctls = all
+	return c, nil
 }
 
 // Wait implements Sandboxer.
@@ -204,7 +230,7 @@ func (s *Shim) status(ctx context.Context, id string) (status, error) {
 		switch {
 		case err == nil:
 			return read(got), nil
-		case errdefs.IsNotFound(err):
+		case errdefs.IsNotFound(err), errdefs.IsNotFound(errgrpc.ToNative(err)): // the shim's own words come as they travelled
 			return status{exitedAt: time.Now()}, nil
 		case !errors.Is(err, ttrpc.ErrClosed):
 			return status{}, err

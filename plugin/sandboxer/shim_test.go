@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -178,7 +179,7 @@ func TestShim(t *testing.T) {
 	sandboxertest.Suite(t, func(t *testing.T) sandboxertest.Subject {
 		c := newController()
 		return sandboxertest.Subject{
-			Sandboxer: sandboxer.NewShim(c, nil), Context: t.Context(),
+			Sandboxer: sandboxer.NewShim(c, sandboxer.Options{}), Context: t.Context(),
 			Record: func(_ *testing.T, id string) record.Sandbox { return pod(id) },
 			Exit:   func(_ *testing.T, sb record.Sandbox) { c.end(c.get(sb.ID)) },
 			Lose:   func(_ *testing.T, sb record.Sandbox) { close(c.get(sb.ID).died) },
@@ -193,7 +194,7 @@ func TestShim(t *testing.T) {
 
 func TestShimStart(t *testing.T) {
 	c := newController()
-	inst, err := sandboxer.NewShim(c, nil).Start(t.Context(), pod("a"))
+	inst, err := sandboxer.NewShim(c, sandboxer.Options{}).Start(t.Context(), pod("a"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,6 +203,36 @@ func TestShimStart(t *testing.T) {
 	}
 	if c.netns != "/run/netns/a" || c.config.GetHostname() != "h-a" {
 		t.Errorf("the controller got netns %q and configuration %v", c.netns, &c.config)
+	}
+}
+
+// A shim is told all settings of the pod; the record keeps what was asked for.
+func TestShimSysctls(t *testing.T) {
+	c := newController()
+	sb := pod("a")
+	s := sandboxer.NewShim(c, sandboxer.Options{Sysctls: func(*cri.PodSandboxConfig) (map[string]string, error) {
+		return map[string]string{"net.core.somaxconn": "7"}, nil
+	}})
+	if _, err := s.Start(t.Context(), sb); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.config.GetLinux().GetSysctls(); len(got) != 1 || got["net.core.somaxconn"] != "7" || sb.Config.GetLinux() != nil {
+		t.Errorf("the controller got %v, the pod has %v", got, sb.Config)
+	}
+}
+
+// forgetful is a controller whose shim answers and does not know the sandbox.
+type forgetful struct{ *controller }
+
+func (forgetful) Status(context.Context, string, bool) (sandbox.ControllerStatus, error) {
+	return sandbox.ControllerStatus{}, fmt.Errorf("failed to query: %w", errgrpc.ToGRPC(errdefs.ErrNotFound))
+}
+
+// What a shim that answers does not know does not run.
+func TestShimForgot(t *testing.T) {
+	s := sandboxer.NewShim(forgetful{newController()}, sandboxer.Options{})
+	if alive, err := s.Alive(t.Context(), pod("a")); alive || err != nil {
+		t.Errorf("alive: %t, %v", alive, err)
 	}
 }
 
@@ -217,7 +248,7 @@ func (hung) Create(ctx context.Context, _ sandbox.Sandbox, _ ...sandbox.CreateOp
 func TestShimStartLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limit := func(h record.Handler) time.Duration { return map[string]time.Duration{"kata": time.Second}[h.Name] }
-		s := sandboxer.NewShim(hung{newController()}, limit)
+		s := sandboxer.NewShim(hung{newController()}, sandboxer.Options{StartLimit: limit})
 		for name, want := range map[string]time.Duration{"kata": time.Second, "other": 2 * time.Minute} {
 			sb, begun := pod("a"), time.Now()
 			sb.Handler.Name = name
@@ -234,7 +265,7 @@ func TestShimStartLimit(t *testing.T) {
 // A controller that does not answer says nothing of a sandbox's death.
 func TestShimSilent(t *testing.T) {
 	c := newController()
-	s := sandboxer.NewShim(c, nil)
+	s := sandboxer.NewShim(c, sandboxer.Options{})
 	if _, err := s.Start(t.Context(), pod("a")); err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,7 @@
 // start a shim, to clean up after a dead one and to ask what it is, and the
 // supervisor itself.
 //
-// There is one supervisor for all containers of one containerd and namespace. It
+// There is one supervisor for all pods and containers of one containerd and namespace. It
 // is found by its socket, whose name follows from containerd's address; beside it
 // are its state directory and the lock under which it begins and ends. It outlives
 // containerd and ends a little after its last container. Start reading at Main.
@@ -21,6 +21,7 @@ import (
 	"time"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -36,6 +37,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/gantry-cri/gantry/shim/oci"
+	"github.com/gantry-cri/gantry/shim/sandbox"
 	"github.com/gantry-cri/gantry/shim/task"
 )
 
@@ -76,11 +78,11 @@ func (manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootapi.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	cgroup, err := shimCgroup(p)
+	o, err := startOptions(p)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.ensure(ctx, cgroup); err != nil {
+	if err := s.ensure(ctx, o.GetShimCgroup()); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile("address", []byte(s.url()), 0o600); err != nil {
@@ -95,18 +97,20 @@ func socketName(address, namespace string) string {
 	return "gantry-" + hex.EncodeToString(sum[:12])
 }
 
-func shimCgroup(p *bootapi.BootstrapParams) (string, error) {
+// startOptions reads the options of a start, and leaves them in the bundle, which
+// may be that of a sandbox.
+func startOptions(p *bootapi.BootstrapParams) (*options.Options, error) {
 	for _, e := range p.GetExtensions() {
 		if !isOptions(e.GetValue()) {
 			continue
 		}
 		o, err := oci.Options(e.GetValue())
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		return o.GetShimCgroup(), nil
+		return o, oci.SaveOptions(".", e.GetValue())
 	}
-	return "", nil
+	return &options.Options{}, nil
 }
 
 func isOptions(a typeurl.Any) bool {
@@ -137,13 +141,18 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 	}
 	s := supervisor{socket: strings.TrimPrefix(address, "unix://")}
 	var ask api.TTRPCTaskService
+	var askPods sandboxapi.TTRPCSandboxService
 	if conn, err := s.dial(); err == nil {
 		client := ttrpc.NewClient(conn)
 		defer client.Close()
-		ask = api.NewTTRPCTaskClient(client)
+		ask, askPods = api.NewTTRPCTaskClient(client), sandboxapi.NewTTRPCSandboxClient(client)
 	}
 	exit, pid, err := task.Forget(ctx, ns, stateDir(s.socket), id, ask)
 	if err != nil {
+		return unknown, err
+	}
+	// The ID may be that of a sandbox.
+	if err := sandbox.Forget(ctx, sandbox.Options{Namespace: ns, State: podsDir(s.socket), TaskState: stateDir(s.socket)}, id, askPods); err != nil {
 		return unknown, err
 	}
 	if ask == nil {

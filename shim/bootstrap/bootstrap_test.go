@@ -34,6 +34,8 @@ type bench struct {
 	ctx  context.Context
 	shim string
 	runc string
+	// conns are those to supervisors, which stay for them.
+	conns *[]*ttrpc.Client
 }
 
 func newBench(t *testing.T) bench {
@@ -49,7 +51,7 @@ func newBench(t *testing.T) bench {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
-	return bench{env, t, ctx, shim, runc}
+	return bench{env, t, ctx, shim, runc, &[]*ttrpc.Client{}}
 }
 
 func (b bench) must(err error) {
@@ -99,12 +101,18 @@ func (b bench) start(id string, args ...string) string {
 
 func (b bench) connect(address string) api.TTRPCTaskService {
 	b.t.Helper()
+	return api.NewTTRPCTaskClient(b.dial(address))
+}
+
+func (b bench) dial(address string) *ttrpc.Client {
+	b.t.Helper()
 	s := supervisor{socket: strings.TrimPrefix(address, "unix://")}
 	conn, err := s.dial()
 	b.must(err)
 	c := ttrpc.NewClient(conn)
 	b.t.Cleanup(func() { c.Close() })
-	return api.NewTTRPCTaskClient(c)
+	*b.conns = append(*b.conns, c)
+	return c
 }
 
 // run starts a container by the supervisor at an address.

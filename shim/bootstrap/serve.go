@@ -2,7 +2,6 @@ package bootstrap
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"net"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/shim/process"
+	"github.com/gantry-cri/gantry/shim/sandbox"
 	"github.com/gantry-cri/gantry/shim/task"
 )
 
@@ -72,25 +72,16 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 		return fmt.Errorf("become the reaper: %w", err)
 	}
 	runc.Monitor = reaper
-	if err := os.MkdirAll(stateDir(s.socket), 0o700); err != nil {
-		return err
-	}
-	events, err := task.NewPublisher(s.ttrpc, s.namespace)
+	tasks, pods, err := s.services(ctx, reaper, logs)
 	if err != nil {
 		return err
-	}
-	go events.Run(ctx)
-	service := task.New(task.Options{
-		Namespace: s.namespace, State: stateDir(s.socket), Address: s.url(), Reaper: reaper, Events: events, Logs: logs,
-	})
-	if err := service.Adopt(ctx); err != nil {
-		return fmt.Errorf("take over containers: %w", err)
 	}
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(task.Intercept))
 	if err != nil {
 		return err
 	}
-	service.Register(server)
+	tasks.Register(server)
+	pods.Register(server)
 	l, err := listen(s.socket)
 	if err != nil {
 		return err
@@ -98,7 +89,35 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(ctx, l) }()
 	word.Close()
-	return s.linger(ctx, l, func() bool { return service.Idle() && l.open.Load() == 0 }, failed)
+	return s.linger(ctx, l, func() bool { return tasks.Idle() && pods.Idle() && l.open.Load() == 0 }, failed)
+}
+
+// services are what the supervisor offers, with what a dead one left.
+func (s supervisor) services(ctx context.Context, reaper *process.Reaper, logs *logs) (*task.Service, *sandbox.Service, error) {
+	for _, dir := range []string{stateDir(s.socket), podsDir(s.socket)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, nil, err
+		}
+	}
+	events, err := task.NewPublisher(s.ttrpc, s.namespace)
+	if err != nil {
+		return nil, nil, err
+	}
+	go events.Run(ctx)
+	tasks := task.New(task.Options{
+		Namespace: s.namespace, State: stateDir(s.socket), Address: s.url(), Reaper: reaper, Events: events, Logs: logs,
+		Join: sandbox.Join(podsDir(s.socket)),
+	})
+	if err := tasks.Adopt(ctx); err != nil {
+		return nil, nil, fmt.Errorf("take over containers: %w", err)
+	}
+	pods := sandbox.New(sandbox.Options{
+		Namespace: s.namespace, State: podsDir(s.socket), Root: rootDir(s.socket), Tasks: tasks, TaskState: stateDir(s.socket),
+	})
+	if err := pods.Adopt(ctx); err != nil {
+		return nil, nil, fmt.Errorf("take over sandboxes: %w", err)
+	}
+	return tasks, pods, nil
 }
 
 // linger returns when the supervisor was idle for a while. The end is under the
@@ -143,7 +162,7 @@ func (s supervisor) end(l *listener, still func() bool) (bool, error) {
 	if err := l.Close(); err != nil {
 		return false, err
 	}
-	if err := os.Remove(stateDir(s.socket)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := removeState(s.socket); err != nil {
 		return true, fmt.Errorf("something is left of containers: %w", err)
 	}
 	return true, removeFiles(s.socket + ".lock")

@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/shim/sandbox"
 )
 
 // supervisor is one as it is found from outside.
@@ -27,8 +29,18 @@ type supervisor struct {
 
 func (s supervisor) url() string { return "unix://" + s.socket }
 
-// stateDir is where the supervisor of a socket keeps its records.
+// stateDir is where the supervisor of a socket keeps its records of tasks.
 func stateDir(socket string) string { return socket + ".d" }
+
+// podsDir is where it keeps sandboxes.
+func podsDir(socket string) string { return socket + ".pods" }
+
+// rootDir is the root filesystem of holders. It is beside the directory of sockets
+// and not in it, as that is root's alone.
+func rootDir(socket string) string {
+	dir, name := filepath.Split(socket)
+	return filepath.Join(filepath.Dir(filepath.Clean(dir)), name+".root")
+}
 
 // ensure returns when the supervisor listens.
 func (s supervisor) ensure(ctx context.Context, cgroup string) error {
@@ -144,13 +156,22 @@ func (s supervisor) removeEmpty() error {
 	if s.listens() {
 		return nil
 	}
-	if err := os.Remove(stateDir(s.socket)); err != nil {
+	if err := removeState(s.socket); err != nil {
 		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
 		return err
 	}
 	return removeFiles(s.socket, s.socket+".lock")
+}
+
+// removeState takes away the directories of a supervisor, which stay while there is
+// something in them.
+func removeState(socket string) error {
+	if err := removeFiles(podsDir(socket), stateDir(socket)); err != nil {
+		return err
+	}
+	return sandbox.RemoveRoot(rootDir(socket))
 }
 
 func removeFiles(paths ...string) error {

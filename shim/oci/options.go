@@ -1,13 +1,18 @@
 package oci
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/pelletier/go-toml/v2"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 // Options reads the options of a task: runc's own message, or the table of a
@@ -54,4 +59,33 @@ func fromTable(body []byte) (*options.Options, error) {
 		NoPivotRoot: t.NoPivotRoot, NoNewKeyring: t.NoNewKeyring, SystemdCgroup: t.SystemdCgroup,
 		IoUid: t.IoUID, IoGid: t.IoGID,
 	}, nil
+}
+
+// optionsFile is in the bundle of a sandbox: the options that its shim was started
+// with, which nobody else is told.
+const optionsFile = "options"
+
+// SaveOptions writes the options of a shim into its bundle.
+func SaveOptions(bundle string, a typeurl.Any) error {
+	data, err := proto.Marshal(&anypb.Any{TypeUrl: a.GetTypeUrl(), Value: a.GetValue()})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(bundle, optionsFile), data, 0o600)
+}
+
+// SavedOptions reads the options of a bundle, none where none were saved.
+func SavedOptions(bundle string) (*options.Options, error) {
+	data, err := os.ReadFile(filepath.Join(bundle, optionsFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return &options.Options{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var a anypb.Any
+	if err := proto.Unmarshal(data, &a); err != nil {
+		return nil, fmt.Errorf("read saved options: %w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	return Options(&a)
 }

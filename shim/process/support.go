@@ -32,21 +32,28 @@ type thread struct {
 }
 
 // endingThread returns the pidfd of a thread that is ending.
-func endingThread() thread {
-	opened := make(chan thread, 1)
+func endingThread() (t thread) {
+	InThread(func() { t.fd, t.err = unix.PidfdOpen(unix.Gettid(), unix.PIDFD_THREAD) })
+	return t
+}
+
+// InThread runs a function in a thread that ends after it and runs nothing else, so
+// that it may change what threads have for themselves.
+func InThread(do func()) {
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		runtime.LockOSThread() // not unlocked: the thread ends with the function
 		if unix.Gettid() == unix.Getpid() {
 			// A process's first thread stays. While it is locked here, another
 			// goroutine gets another one.
-			opened <- endingThread()
+			InThread(do)
 			runtime.UnlockOSThread()
 			return
 		}
-		fd, err := unix.PidfdOpen(unix.Gettid(), unix.PIDFD_THREAD)
-		opened <- thread{fd, err}
+		do()
 	}()
-	return <-opened
+	<-done
 }
 
 func awaitInfo(fd int) error {

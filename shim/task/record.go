@@ -37,8 +37,8 @@ const (
 	pinFile    = "pidfd"
 )
 
-// dirOf is a container's directory in the state directory of its supervisor.
-func dirOf(state, id string) (string, error) {
+// DirOf is a container's directory in the state directory of its supervisor.
+func DirOf(state, id string) (string, error) {
 	if id == "" || strings.HasPrefix(id, ".") || filepath.Base(id) != id {
 		return "", fmt.Errorf("id %q is no name of a directory: %w", id, errdefs.ErrInvalidArgument)
 	}
@@ -84,7 +84,7 @@ func removeRecord(dir string) error {
 // sharedProcesses reads from a bundle whether the container has no pid namespace
 // of its own, with which all its processes would end.
 func sharedProcesses(bundle string) (bool, error) {
-	data, err := os.ReadFile(filepath.Join(bundle, "config.json"))
+	data, err := os.ReadFile(filepath.Join(bundle, configFile))
 	if err != nil {
 		return false, err
 	}

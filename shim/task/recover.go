@@ -100,7 +100,7 @@ func holdStreams(ctx context.Context, p paths) *streams {
 // first process ended and which it was. A supervisor that has taken its place
 // forgets it too; ask is nil for none.
 func Forget(ctx context.Context, namespace, state, id string, ask api.TTRPCTaskService) (process.Exit, int, error) {
-	dir, err := dirOf(state, id)
+	dir, err := DirOf(state, id)
 	if err != nil {
 		return process.Exit{}, 0, err
 	}

@@ -4,8 +4,8 @@
 // A container's record is on disk before anything is made for it, and its first
 // process is pinned before it is let go, so that another process can tell how it
 // ended. What ends is told in order: execs before their container, nothing
-// before its start. Restoring a checkpoint, output to binary:// and the Sandbox
-// API are refused. Start reading at Service, then container.go.
+// before its start. Restoring a checkpoint and output to binary:// are refused.
+// Start reading at Service, then container.go.
 package task
 
 import (
@@ -44,6 +44,8 @@ type Options struct {
 	Address string
 	Reaper  *process.Reaper
 	Events  *Publisher
+	// Join finds the namespaces of sandboxes without a process.
+	Join Join
 	// Logs is told which bundles there are; it may be nil.
 	Logs interface{ Add(bundle string) }
 }
@@ -54,6 +56,7 @@ type Service struct {
 
 	reaper *process.Reaper
 	events *Publisher
+	join   Join
 	logs   interface{ Add(bundle string) }
 
 	mu         sync.Mutex
@@ -67,7 +70,7 @@ var _ api.TTRPCTaskService = (*Service)(nil)
 func New(o Options) *Service {
 	return &Service{
 		namespace: o.Namespace, state: o.State, address: o.Address,
-		reaper: o.Reaper, events: o.Events, logs: o.Logs, containers: map[string]*container{},
+		reaper: o.Reaper, events: o.Events, join: o.Join, logs: o.Logs, containers: map[string]*container{},
 	}
 }
 
@@ -119,12 +122,15 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	if r.GetCheckpoint() != "" {
 		return nil, fmt.Errorf("this shim cannot restore a checkpoint: %w", errdefs.ErrNotImplemented)
 	}
-	dir, err := dirOf(s.state, r.GetID())
+	dir, err := DirOf(s.state, r.GetID())
 	if err != nil {
 		return nil, err
 	}
 	opts, err := oci.Options(r.GetOptions())
 	if err != nil {
+		return nil, err
+	}
+	if err := joinSandbox(r.GetBundle(), s.join); err != nil {
 		return nil, err
 	}
 	shared, err := sharedProcesses(r.GetBundle())
@@ -201,7 +207,7 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 	if err != nil {
 		return nil, err
 	}
-	if _, err := dirOf(s.state, r.GetExecID()); err != nil {
+	if _, err := DirOf(s.state, r.GetExecID()); err != nil {
 		return nil, fmt.Errorf("exec %w", err)
 	}
 	var spec specs.Process

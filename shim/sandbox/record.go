@@ -1,0 +1,219 @@
+package sandbox
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/shim/process"
+)
+
+// Record is what is on disk of a sandbox. It is there before anything is made for
+// it, and what there is to release follows from it.
+type Record struct {
+	ID string
+	// NetNS is the network namespace, which others make; "" is the host's.
+	NetNS string
+	// UTS and IPC say that the sandbox has its own.
+	UTS, IPC bool
+	// HostPID says that containers see the host's processes, SharedPID that they
+	// see each other's, for which a holder stays.
+	HostPID, SharedPID bool
+	// Users and Groups are the mappings of its user namespace, none for the host's.
+	Users, Groups []specs.LinuxIDMapping `json:",omitempty"`
+
+	Hostname     string
+	Sysctls      map[string]string `json:",omitempty"`
+	CgroupParent string
+	Options      *options.Options
+
+	CreatedAt time.Time
+	// StartedAt is zero until all is made.
+	StartedAt time.Time
+	// Holder is the process that stays, 0 for none.
+	Holder int
+	Exit   *process.Exit `json:",omitempty"`
+}
+
+const (
+	recordFile = "record.json"
+	// holderDir is the bundle of the holder.
+	holderDir = "holder"
+)
+
+// kinds are the namespaces that can be pinned, by which the files are named.
+var kinds = []specs.LinuxNamespaceType{specs.UTSNamespace, specs.IPCNamespace, specs.UserNamespace}
+
+// newRecord reads a request, with the options that the shim was started with.
+func newRecord(r *api.CreateSandboxRequest, o *options.Options) (Record, error) {
+	var config cri.PodSandboxConfig
+	if err := r.GetOptions().UnmarshalTo(&config); err != nil {
+		return Record{}, fmt.Errorf("read the pod's configuration: %w: %w", errdefs.ErrInvalidArgument, err)
+	}
+	const pod, node = cri.NamespaceMode_POD, cri.NamespaceMode_NODE
+	ns := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	rec := Record{
+		ID: r.GetSandboxID(), UTS: ns.GetNetwork() == pod, IPC: ns.GetIpc() == pod,
+		HostPID: ns.GetPid() == node, SharedPID: ns.GetPid() == pod,
+		Sysctls: config.GetLinux().GetSysctls(), CgroupParent: config.GetLinux().GetCgroupParent(),
+		Options: o, CreatedAt: time.Now(),
+	}
+	if ns.GetNetwork() == pod {
+		rec.NetNS, rec.Hostname = r.GetNetnsPath(), config.GetHostname()
+		if rec.NetNS == "" {
+			return rec, fmt.Errorf("netns_path: the pod is to have a network namespace and there is none: %w", errdefs.ErrInvalidArgument)
+		}
+	}
+	if u := ns.GetUsernsOptions(); u != nil && u.GetMode() == pod {
+		rec.Users, rec.Groups = mappings(u.GetUids()), mappings(u.GetGids())
+		if len(rec.Users) == 0 || len(rec.Groups) == 0 {
+			return rec, fmt.Errorf("userns_options: no mappings: %w", errdefs.ErrInvalidArgument)
+		}
+	}
+	return rec, rec.checkSysctls()
+}
+
+func mappings(list []*cri.IDMapping) (out []specs.LinuxIDMapping) {
+	for _, m := range list {
+		out = append(out, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength()})
+	}
+	return out
+}
+
+// checkSysctls refuses what would be a setting of the host.
+func (r Record) checkSysctls() error {
+	for name := range r.Sysctls {
+		own := false
+		switch {
+		case strings.ContainsRune(name, '/') || strings.Contains(name, ".."):
+			return fmt.Errorf("sysctls[%q]: not a name with dots: %w", name, errdefs.ErrInvalidArgument)
+		case strings.HasPrefix(name, "net."):
+			own = r.NetNS != ""
+		case ofIPC(name):
+			own = r.IPC
+		default:
+			return fmt.Errorf("sysctls[%q]: no pod has this for itself: %w", name, errdefs.ErrInvalidArgument)
+		}
+		if !own {
+			return fmt.Errorf("sysctls[%q]: the pod shares this namespace with the host: %w", name, errdefs.ErrInvalidArgument)
+		}
+	}
+	return nil
+}
+
+func ofIPC(name string) bool {
+	for _, prefix := range []string{"kernel.shm", "kernel.msg", "fs.mqueue."} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return name == "kernel.sem"
+}
+
+// has tells whether the sandbox has a namespace of a kind that is pinned here.
+func (r Record) has(kind specs.LinuxNamespaceType) bool {
+	switch kind {
+	case specs.UTSNamespace:
+		return r.UTS
+	case specs.IPCNamespace:
+		return r.IPC
+	case specs.UserNamespace:
+		return len(r.Users) > 0
+	}
+	return false
+}
+
+// path is where a container of the sandbox in dir joins a namespace, "" for the
+// host's.
+func (r Record) path(dir string, kind specs.LinuxNamespaceType) (string, error) {
+	switch kind {
+	case specs.NetworkNamespace:
+		return r.NetNS, nil
+	case specs.UTSNamespace, specs.IPCNamespace, specs.UserNamespace:
+		if !r.has(kind) {
+			return "", nil
+		}
+		return filepath.Join(dir, string(kind)), nil
+	case specs.PIDNamespace:
+		if r.HostPID {
+			return "", nil
+		}
+		return "", fmt.Errorf("the containers of sandbox %s share no process namespace: %w", r.ID, errdefs.ErrFailedPrecondition)
+	}
+	return "", fmt.Errorf("a sandbox has no %s namespace: %w", kind, errdefs.ErrInvalidArgument)
+}
+
+// live says why no container can join, nil if it can.
+func (r Record) live() error {
+	if r.StartedAt.IsZero() || r.Exit != nil {
+		return fmt.Errorf("sandbox %s does not run: %w", r.ID, errdefs.ErrFailedPrecondition)
+	}
+	return nil
+}
+
+// byHolder tells whether a holder makes the namespaces: it alone can be in a user
+// namespace, or stay.
+func (r Record) byHolder() bool { return r.SharedPID || len(r.Users) > 0 }
+
+// cgroupsPath is where the holder is, as the runtime's options have it written.
+func (r Record) cgroupsPath() string {
+	if r.Options.GetSystemdCgroup() {
+		slice := path.Base(r.CgroupParent)
+		if !strings.HasSuffix(slice, ".slice") {
+			slice = "system.slice"
+		}
+		return slice + ":cri-containerd:" + holderID(r.ID)
+	}
+	parent := r.CgroupParent
+	if parent == "" {
+		parent = "k8s.io"
+	}
+	return path.Join("/", parent, holderID(r.ID))
+}
+
+// dirOf is a sandbox's directory.
+func dirOf(state, id string) (string, error) {
+	if id == "" || strings.HasPrefix(id, ".") || filepath.Base(id) != id {
+		return "", fmt.Errorf("sandbox id %q is no name of a directory: %w", id, errdefs.ErrInvalidArgument)
+	}
+	return filepath.Join(state, id), nil
+}
+
+func readRecord(dir string) (r Record, err error) {
+	data, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return r, fmt.Errorf("sandbox %s: %w", filepath.Base(dir), errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(data, &r); err != nil {
+		return r, fmt.Errorf("read %s: %w: %w", recordFile, errdefs.ErrDataLoss, err)
+	}
+	return r, nil
+}
+
+// write puts the record into the directory, whole or not at all. The directory
+// does not outlive a reboot, so nothing is synced.
+func (r Record) write(dir string) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	next := filepath.Join(dir, "."+recordFile)
+	if err := os.WriteFile(next, data, 0o600); err != nil {
+		return fmt.Errorf("write record: %w", err)
+	}
+	return os.Rename(next, filepath.Join(dir, recordFile))
+}
