@@ -169,7 +169,12 @@ func TestRemovalWaitsForRemoval(t *testing.T) {
 		}
 		second <- err
 	}()
-	time.Sleep(100 * time.Millisecond) // one that does not wait would be done
+	select {
+	case err := <-second:
+		t.Errorf("it did not wait: %v", err)
+		second <- nil
+	case <-time.After(100 * time.Millisecond): // one that does not wait is done by now
+	}
 	close(slow.goOn)
 	must(t, errors.Join(<-first, <-second))
 	w.empty()

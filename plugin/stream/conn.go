@@ -118,6 +118,8 @@ func (c *conn) drain(t *net.TCPConn) {
 	if err != nil || left == 0 || t.CloseWrite() != nil {
 		return
 	}
+	tick := time.NewTicker(drainStep)
+	defer tick.Stop()
 	var b [512]byte
 	for fetched := time.Now(); left > 0 && time.Since(fetched) < c.listener.linger; {
 		if t.SetReadDeadline(time.Now().Add(drainStep)) != nil {
@@ -126,7 +128,7 @@ func (c *conn) drain(t *net.TCPConn) {
 		switch _, err := t.Read(b[:]); {
 		case err == nil || errors.Is(err, os.ErrDeadlineExceeded):
 		case errors.Is(err, io.EOF):
-			time.Sleep(drainStep) // it sends no more, and may still read
+			<-tick.C // it sends no more, and may still read
 		default:
 			return
 		}
