@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -153,12 +154,12 @@ func until(t *testing.T, what string, is func() bool) {
 // is not there.
 func TestUnreadableGeneration(t *testing.T) {
 	dir := t.TempDir()
-	state := filepath.Join(dir, "state", "1")
-	if err := os.MkdirAll(state, 0o711); err != nil {
+	serveShim(t, bundle(t, dir, "task", "ttrpc"), &fakeShim{})
+	bundles, aside := filepath.Join(dir, "state", "1", testNamespace), filepath.Join(dir, "aside")
+	if err := os.Rename(bundles, aside); err != nil {
 		t.Fatal(err)
 	}
-	broken := filepath.Join(state, testNamespace) // no directory
-	if err := os.WriteFile(broken, nil, 0o600); err != nil {
+	if err := os.WriteFile(bundles, nil, 0o600); err != nil { // no directory
 		t.Fatal(err)
 	}
 	p, ctx := openPool(t, dir)
@@ -168,10 +169,10 @@ func TestUnreadableGeneration(t *testing.T) {
 	if _, err := p.Delete(ctx, "task"); !errdefs.IsUnavailable(err) {
 		t.Errorf("delete: %v, want unavailable", err)
 	}
-	if err := os.Remove(broken); err != nil {
+	// At once: a directory without the bundle could be read meanwhile.
+	if err := unix.Renameat2(unix.AT_FDCWD, aside, unix.AT_FDCWD, bundles, unix.RENAME_EXCHANGE); err != nil {
 		t.Fatal(err)
 	}
-	serveShim(t, bundle(t, dir, "task", "ttrpc"), &fakeShim{})
 	until(t, "the task is there", func() bool { _, err := p.Get(ctx, "task"); return err == nil })
 	if _, err := p.Get(ctx, "another"); !errdefs.IsNotFound(err) {
 		t.Errorf("get one that is not there: %v, want not found", err)
