@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -387,7 +388,19 @@ func TestRTH_13_Reaping(t *testing.T) {
 // again has the kernel give out the numbers after that one next.
 func again(t *testing.T, pid int) {
 	t.Helper()
-	if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", fmt.Append(nil, pid+1000), 0); err != nil {
+	text, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err != nil {
+		t.Fatal(err)
+	}
+	limit, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := pid + 1000
+	if last >= limit { // the kernel begins anew too, after the low ones
+		last -= limit - 1000
+	}
+	if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", fmt.Append(nil, last), 0); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -419,7 +432,7 @@ func TestRTH_28_Pause(t *testing.T) {
 	p := runPod(d, "frozen", hostNetwork)
 	counts := func(name string) (id string, count func() int) {
 		dir := t.TempDir()
-		c := onHost(daemon.ContainerConfig(name, plain(t, d), "sh", "-c", "trap 'exit 5' TERM; while :; do echo beat >>/beats/file; sleep 0.02; done"))
+		c := onHost(daemon.ContainerConfig(name, plain(t, d), "sh", "-c", "trap 'exit 5' TERM; mkfifo /beats/never; exec 3<>/beats/never; while :; do echo beat >>/beats/file; read -t 0.02 x <&3; done"))
 		c.Mounts = []*cri.Mount{{ContainerPath: "/beats", HostPath: dir}}
 		id = p.run(d, c)
 		return id, func() int {
