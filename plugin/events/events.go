@@ -84,7 +84,7 @@ func (h *Hub) Metrics() []prometheus.Collector { return []prometheus.Collector{h
 // for a new one and after for a deleted one. Changes of one record come one at a
 // time and in order.
 func (h *Hub) SandboxChanged(before, after *record.Sandbox) {
-	types := ofSandbox(before, after)
+	types := between(ofSandbox(before), ofSandbox(after))
 	if len(types) == 0 || !h.watched() {
 		return
 	}
@@ -99,7 +99,7 @@ func (h *Hub) SandboxChanged(before, after *record.Sandbox) {
 
 // ContainerChanged is SandboxChanged for a container.
 func (h *Hub) ContainerChanged(before, after *record.Container) {
-	types := ofContainer(before, after)
+	types := between(ofContainer(before), ofContainer(after))
 	if len(types) == 0 || !h.watched() {
 		return
 	}
@@ -116,57 +116,56 @@ func (h *Hub) ContainerChanged(before, after *record.Container) {
 	}
 }
 
-// ofSandbox is what the change of a record is in events: what no list shows yet
-// is not told either.
-func ofSandbox(before, after *record.Sandbox) []cri.ContainerEventType {
-	var was, is record.Phase
-	if before != nil {
-		was = before.Phase
-	}
-	if after != nil {
-		is = after.Phase
-	}
-	hidden := was == "" || was == record.Creating
+// shown is what a list shows of a record.
+type shown int
+
+const (
+	nothing shown = iota
+	unstarted
+	running
+	ended
+)
+
+func ofSandbox(sb *record.Sandbox) shown {
 	switch {
-	case was == is || is == record.Creating:
-		return nil
-	case after == nil && hidden:
-		return nil
-	case after == nil:
-		return []cri.ContainerEventType{deleted}
-	case is == record.Ready:
-		return []cri.ContainerEventType{created, started}
-	case hidden:
-		return []cri.ContainerEventType{created, stopped}
+	case sb == nil || sb.Phase == record.Creating:
+		return nothing
+	case sb.Phase == record.Ready:
+		return running
 	}
-	return []cri.ContainerEventType{stopped}
+	return ended
 }
 
-// ofContainer is ofSandbox for a container.
-func ofContainer(before, after *record.Container) []cri.ContainerEventType {
-	var was, is record.ContainerPhase
-	if before != nil {
-		was = before.Phase
-	}
-	if after != nil {
-		is = after.Phase
-	}
-	hidden := was == "" || was == record.ContainerCreating
+func ofContainer(c *record.Container) shown {
 	switch {
-	case was == is || is == record.ContainerCreating:
-		return nil
-	case after == nil && hidden:
-		return nil
-	case after == nil:
-		return []cri.ContainerEventType{deleted}
-	case is == record.ContainerCreated:
-		return []cri.ContainerEventType{created}
-	case is == record.ContainerRunning:
-		return []cri.ContainerEventType{started}
-	case hidden:
-		return []cri.ContainerEventType{created, stopped}
+	case c == nil || c.Phase == record.ContainerCreating:
+		return nothing
+	case c.Phase == record.ContainerCreated:
+		return unstarted
+	case c.Phase == record.ContainerRunning:
+		return running
 	}
-	return []cri.ContainerEventType{stopped}
+	return ended
+}
+
+// between is what is told when a list shows something else than before.
+func between(was, is shown) (types []cri.ContainerEventType) {
+	switch is {
+	case was:
+		return nil
+	case nothing:
+		return []cri.ContainerEventType{deleted}
+	case unstarted:
+		return []cri.ContainerEventType{created}
+	case running:
+		types = []cri.ContainerEventType{created, started}
+	case ended:
+		types = []cri.ContainerEventType{created, stopped}
+	}
+	if was != nothing {
+		types = types[1:]
+	}
+	return types
 }
 
 func (h *Hub) watched() bool {

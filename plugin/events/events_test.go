@@ -15,7 +15,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/record"
 )
 
-func TestOfContainer(t *testing.T) {
+func TestContainerEvents(t *testing.T) {
 	at := func(p record.ContainerPhase) *record.Container { return &record.Container{Phase: p} }
 	for _, c := range []struct {
 		before, after *record.Container
@@ -35,13 +35,13 @@ func TestOfContainer(t *testing.T) {
 		{at(record.ContainerExited), at(record.ContainerExited), nil},
 		{at(record.ContainerExited), nil, []cri.ContainerEventType{deleted}},
 	} {
-		if got := ofContainer(c.before, c.after); !slices.Equal(got, c.want) {
+		if got := between(ofContainer(c.before), ofContainer(c.after)); !slices.Equal(got, c.want) {
 			t.Errorf("%+v to %+v: %v, want %v", c.before, c.after, got, c.want)
 		}
 	}
 }
 
-func TestOfSandbox(t *testing.T) {
+func TestSandboxEvents(t *testing.T) {
 	at := func(p record.Phase) *record.Sandbox { return &record.Sandbox{Phase: p} }
 	for _, c := range []struct {
 		before, after *record.Sandbox
@@ -56,7 +56,7 @@ func TestOfSandbox(t *testing.T) {
 		{at(record.NotReady), at(record.NotReady), nil},
 		{at(record.NotReady), nil, []cri.ContainerEventType{deleted}},
 	} {
-		if got := ofSandbox(c.before, c.after); !slices.Equal(got, c.want) {
+		if got := between(ofSandbox(c.before), ofSandbox(c.after)); !slices.Equal(got, c.want) {
 			t.Errorf("%+v to %+v: %v, want %v", c.before, c.after, got, c.want)
 		}
 	}

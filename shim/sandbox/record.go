@@ -1,10 +1,7 @@
 package sandbox
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
 	"path"
 	"path/filepath"
 	"strings"
@@ -46,11 +43,8 @@ type Record struct {
 	Exit   *process.Exit `json:",omitempty"`
 }
 
-const (
-	recordFile = "record.json"
-	// holderDir is the bundle of the holder.
-	holderDir = "holder"
-)
+// holderDir is the bundle of the holder.
+const holderDir = "holder"
 
 // kinds are the namespaces that can be pinned, by which the files are named.
 var kinds = []specs.LinuxNamespaceType{specs.UTSNamespace, specs.IPCNamespace, specs.UserNamespace}
@@ -180,40 +174,4 @@ func (r Record) cgroupsPath() string {
 		parent = "k8s.io"
 	}
 	return path.Join("/", parent, holderID(r.ID))
-}
-
-// dirOf is a sandbox's directory.
-func dirOf(state, id string) (string, error) {
-	if id == "" || strings.HasPrefix(id, ".") || filepath.Base(id) != id {
-		return "", fmt.Errorf("sandbox id %q is no name of a directory: %w", id, errdefs.ErrInvalidArgument)
-	}
-	return filepath.Join(state, id), nil
-}
-
-func readRecord(dir string) (r Record, err error) {
-	data, err := os.ReadFile(filepath.Join(dir, recordFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return r, fmt.Errorf("sandbox %s: %w", filepath.Base(dir), errdefs.ErrNotFound)
-	}
-	if err != nil {
-		return r, err
-	}
-	if err := json.Unmarshal(data, &r); err != nil {
-		return r, fmt.Errorf("read %s: %w: %w", recordFile, errdefs.ErrDataLoss, err)
-	}
-	return r, nil
-}
-
-// write puts the record into the directory, whole or not at all. The directory
-// does not outlive a reboot, so nothing is synced.
-func (r Record) write(dir string) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	next := filepath.Join(dir, "."+recordFile)
-	if err := os.WriteFile(next, data, 0o600); err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	return os.Rename(next, filepath.Join(dir, recordFile))
 }

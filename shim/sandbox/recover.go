@@ -14,17 +14,18 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/gantry-cri/gantry/shim/process"
+	"github.com/gantry-cri/gantry/shim/statedir"
 	"github.com/gantry-cri/gantry/shim/task"
 )
 
 // Join finds the namespaces of the sandboxes with records in a directory.
 func Join(state string) task.Join {
 	return func(id string, kind specs.LinuxNamespaceType) (string, error) {
-		dir, err := dirOf(state, id)
+		dir, err := statedir.DirOf(state, id)
 		if err != nil {
 			return "", err
 		}
-		r, err := readRecord(dir)
+		r, err := statedir.Read[Record](dir)
 		if err != nil {
 			return "", err
 		}
@@ -44,7 +45,7 @@ func (s *Service) Adopt(ctx context.Context) error {
 	}
 	for _, e := range entries {
 		dir := filepath.Join(s.state, e.Name())
-		r, err := readRecord(dir)
+		r, err := statedir.Read[Record](dir)
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("sandbox", e.Name()).Warn("a sandbox of a dead supervisor is not adopted")
 			continue
@@ -61,7 +62,7 @@ func (s *Service) Adopt(ctx context.Context) error {
 // Forget takes away what a dead supervisor left of a sandbox. A supervisor that
 // has taken its place forgets it too; ask is nil for none.
 func Forget(ctx context.Context, o Options, id string, ask api.TTRPCSandboxService) error {
-	dir, err := dirOf(o.State, id)
+	dir, err := statedir.DirOf(o.State, id)
 	if err != nil {
 		return err
 	}

@@ -34,6 +34,7 @@ import (
 	"github.com/gantry-cri/gantry/plugin/flight"
 	"github.com/gantry-cri/gantry/shim/oci"
 	"github.com/gantry-cri/gantry/shim/process"
+	"github.com/gantry-cri/gantry/shim/statedir"
 )
 
 // Options are what a Service is made of.
@@ -117,7 +118,7 @@ func (p *pod) end(ctx context.Context, exit process.Exit) {
 		return
 	}
 	r.Exit = &exit
-	if err := r.write(p.dir); err != nil {
+	if err := statedir.Write(p.dir, r); err != nil {
 		log.G(ctx).WithError(err).WithField("sandbox", r.ID).Warn("write down the end of a sandbox")
 	}
 	p.set(r)
@@ -140,9 +141,21 @@ func (s *Service) find(id string) (*pod, error) {
 	return p, nil
 }
 
+// take finds a sandbox and waits for its turn, which done ends.
+func (s *Service) take(ctx context.Context, id string) (p *pod, done func(), err error) {
+	if done, err = s.turns.Take(ctx, id); err != nil {
+		return nil, nil, err
+	}
+	if p, err = s.find(id); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return p, done, nil
+}
+
 // CreateSandbox implements the Sandbox API: it writes down what is to be made.
 func (s *Service) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) (*api.CreateSandboxResponse, error) {
-	dir, err := dirOf(s.state, r.GetSandboxID())
+	dir, err := statedir.DirOf(s.state, r.GetSandboxID())
 	if err != nil {
 		return nil, err
 	}
@@ -160,7 +173,7 @@ func (s *Service) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) 
 		}
 		return nil, fmt.Errorf("make directory of sandbox: %w", err)
 	}
-	if err := record.write(dir); err != nil {
+	if err := statedir.Write(dir, record); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	s.add(newPod(dir, record))
@@ -169,15 +182,11 @@ func (s *Service) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) 
 
 // StartSandbox implements the Sandbox API.
 func (s *Service) StartSandbox(ctx context.Context, r *api.StartSandboxRequest) (*api.StartSandboxResponse, error) {
-	done, err := s.turns.Take(ctx, r.GetSandboxID())
+	p, done, err := s.take(ctx, r.GetSandboxID())
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	p, err := s.find(r.GetSandboxID())
-	if err != nil {
-		return nil, err
-	}
 	record := p.now()
 	if !record.StartedAt.IsZero() || record.Exit != nil {
 		return nil, fmt.Errorf("sandbox %s was started before: %w", record.ID, errdefs.ErrFailedPrecondition)
@@ -201,7 +210,7 @@ func (s *Service) start(ctx context.Context, p *pod, r *Record) (err error) {
 		return err
 	}
 	r.StartedAt = time.Now()
-	if err := r.write(p.dir); err != nil {
+	if err := statedir.Write(p.dir, r); err != nil {
 		return err
 	}
 	p.set(*r)
@@ -241,18 +250,14 @@ const unknownCode = 137
 
 // StopSandbox implements the Sandbox API. One that is not there is stopped.
 func (s *Service) StopSandbox(ctx context.Context, r *api.StopSandboxRequest) (*api.StopSandboxResponse, error) {
-	done, err := s.turns.Take(ctx, r.GetSandboxID())
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	p, err := s.find(r.GetSandboxID())
+	p, done, err := s.take(ctx, r.GetSandboxID())
 	if errdefs.IsNotFound(err) {
 		return &api.StopSandboxResponse{}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	return &api.StopSandboxResponse{}, s.stop(ctx, p)
 }
 
@@ -268,18 +273,14 @@ func (s *Service) stop(ctx context.Context, p *pod) error {
 // ShutdownSandbox implements the Sandbox API: nothing of the sandbox is left. One
 // that is not there is no error.
 func (s *Service) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxRequest) (*api.ShutdownSandboxResponse, error) {
-	done, err := s.turns.Take(ctx, r.GetSandboxID())
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	p, err := s.find(r.GetSandboxID())
+	p, done, err := s.take(ctx, r.GetSandboxID())
 	if errdefs.IsNotFound(err) {
 		return &api.ShutdownSandboxResponse{}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	if err := s.stop(ctx, p); err != nil {
 		return nil, err
 	}

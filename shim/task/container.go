@@ -18,6 +18,7 @@ import (
 
 	"github.com/gantry-cri/gantry/shim/oci"
 	"github.com/gantry-cri/gantry/shim/process"
+	"github.com/gantry-cri/gantry/shim/statedir"
 )
 
 // releaseLimit bounds what is given back after a failure.
@@ -64,7 +65,7 @@ func (c *container) create(ctx context.Context, mounts []mount.Mount) (err error
 			err = errors.Join(err, c.undo(ctx))
 		}
 	}()
-	if err := c.write(c.dir); err != nil {
+	if err := statedir.Write(c.dir, c.Record); err != nil {
 		return err
 	}
 	if err := c.mountRoot(mounts); err != nil {
@@ -80,7 +81,7 @@ func (c *container) create(ctx context.Context, mounts []mount.Mount) (err error
 		return err
 	}
 	c.Pid = c.init.number
-	return c.write(c.dir)
+	return statedir.Write(c.dir, c.Record)
 }
 
 func (c *container) mountRoot(mounts []mount.Mount) error {
@@ -171,7 +172,7 @@ func (c *container) begin() (done func(), err error) {
 // note writes down how the first process ended.
 func (c *container) note(ctx context.Context, exit process.Exit) {
 	c.Exit = &exit
-	if err := c.write(c.dir); err != nil {
+	if err := statedir.Write(c.dir, c.Record); err != nil {
 		log.G(ctx).WithError(err).WithField("task", c.ID).Warn("write down the exit code")
 	}
 }

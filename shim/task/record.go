@@ -2,11 +2,9 @@ package task
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -32,46 +30,7 @@ type Record struct {
 	Exit *process.Exit `json:",omitempty"`
 }
 
-const (
-	recordFile = "record.json"
-	pinFile    = "pidfd"
-)
-
-// DirOf is a container's directory in the state directory of its supervisor.
-func DirOf(state, id string) (string, error) {
-	if id == "" || strings.HasPrefix(id, ".") || filepath.Base(id) != id {
-		return "", fmt.Errorf("id %q is no name of a directory: %w", id, errdefs.ErrInvalidArgument)
-	}
-	return filepath.Join(state, id), nil
-}
-
-func readRecord(dir string) (r Record, err error) {
-	data, err := os.ReadFile(filepath.Join(dir, recordFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return r, fmt.Errorf("record of a container: %w", errdefs.ErrNotFound)
-	}
-	if err != nil {
-		return r, err
-	}
-	if err := json.Unmarshal(data, &r); err != nil {
-		return r, fmt.Errorf("read %s: %w: %w", recordFile, errdefs.ErrDataLoss, err)
-	}
-	return r, nil
-}
-
-// write puts the record into the directory, whole or not at all. The directory
-// does not outlive a reboot, so nothing is synced.
-func (r Record) write(dir string) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	next := filepath.Join(dir, "."+recordFile)
-	if err := os.WriteFile(next, data, 0o600); err != nil {
-		return fmt.Errorf("write record: %w", err)
-	}
-	return os.Rename(next, filepath.Join(dir, recordFile))
-}
+const pinFile = "pidfd"
 
 // removeRecord takes away a container's directory, pin and all.
 func removeRecord(dir string) error {

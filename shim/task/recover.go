@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/shim/process"
+	"github.com/gantry-cri/gantry/shim/statedir"
 )
 
 // addressFile is in every bundle: where its supervisor listens.
@@ -29,7 +30,7 @@ func (s *Service) Adopt(ctx context.Context) error {
 	}
 	for _, e := range entries {
 		dir := filepath.Join(s.state, e.Name())
-		r, err := readRecord(dir)
+		r, err := statedir.Read[Record](dir)
 		if err == nil {
 			err = s.adopt(ctx, r, dir)
 		}
@@ -100,11 +101,11 @@ func holdStreams(ctx context.Context, p paths) *streams {
 // first process ended and which it was. A supervisor that has taken its place
 // forgets it too; ask is nil for none.
 func Forget(ctx context.Context, namespace, state, id string, ask api.TTRPCTaskService) (process.Exit, int, error) {
-	dir, err := DirOf(state, id)
+	dir, err := statedir.DirOf(state, id)
 	if err != nil {
 		return process.Exit{}, 0, err
 	}
-	r, err := readRecord(dir)
+	r, err := statedir.Read[Record](dir)
 	if errdefs.IsNotFound(err) {
 		// Nothing was made, or it is gone.
 		return (Record{}).lastExit(dir), 0, removeRecord(dir)

@@ -33,6 +33,7 @@ import (
 
 	"github.com/gantry-cri/gantry/shim/oci"
 	"github.com/gantry-cri/gantry/shim/process"
+	"github.com/gantry-cri/gantry/shim/statedir"
 )
 
 // Options are what a Service is made of.
@@ -122,7 +123,7 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	if r.GetCheckpoint() != "" {
 		return nil, fmt.Errorf("this shim cannot restore a checkpoint: %w", errdefs.ErrNotImplemented)
 	}
-	dir, err := DirOf(s.state, r.GetID())
+	dir, err := statedir.DirOf(s.state, r.GetID())
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +208,7 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 	if err != nil {
 		return nil, err
 	}
-	if _, err := DirOf(s.state, r.GetExecID()); err != nil {
+	if _, err := statedir.DirOf(s.state, r.GetExecID()); err != nil {
 		return nil, fmt.Errorf("exec %w", err)
 	}
 	var spec specs.Process
