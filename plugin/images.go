@@ -8,6 +8,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/platforms"
 	criapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -16,16 +17,17 @@ import (
 	"github.com/gantry-cri/gantry/plugin/handler"
 	"github.com/gantry-cri/gantry/plugin/image"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
+	"github.com/gantry-cri/gantry/plugin/snapshot"
 
 	"github.com/containerd/containerd/v2/plugins"
 )
 
-func newImages(ctx context.Context, n node, handlers *handler.Handlers, cfg settings, g *lifecycle.Group) (*image.Service, error) {
+func newImages(ctx context.Context, n node, known map[string]image.Snapshotter, handlers *handler.Handlers, cfg settings, g *lifecycle.Group) (*image.Service, error) {
 	return image.New(ctx, image.Options{
 		Images: n.client.ImageService(), Content: n.client.ContentStore(), Leases: n.client.LeasesService(),
 		Applier: diff.Applier(n.client.DiffService()), Files: newFiles(n, cfg.images), Events: n.client.EventService(),
 		Collect:      func(ctx context.Context) error { return collect(ctx, n.db) },
-		Snapshotters: snapshotters(n), Snapshotter: cfg.images.Snapshotter,
+		Snapshotters: known, Snapshotter: cfg.images.Snapshotter,
 		Handlers: imageHandlers(handlers, cfg.images), Registry: registryOf(cfg.images.Registry),
 		Policy: image.Policy{
 			MaxDownloads: cfg.images.MaxConcurrentDownloads, FetchBuffer: cfg.images.ConcurrentLayerFetchBuffer,
@@ -54,7 +56,8 @@ func collect(ctx context.Context, db *metadata.DB) error {
 }
 
 // snapshotters are all that containerd has, with what their plugins say of
-// themselves.
+// themselves. They are looked up once, as later plugins are still being added to
+// the set, and as what makes snapshots has to know of what cleans up.
 func snapshotters(n node) map[string]image.Snapshotter {
 	out := map[string]image.Snapshotter{}
 	for _, name := range n.ic.Plugins().GetAll() {
@@ -63,10 +66,19 @@ func snapshotters(n node) map[string]image.Snapshotter {
 		}
 		id := name.Registration.ID
 		if sn := n.db.Snapshotter(id); sn != nil {
-			out[id] = image.Snapshotter{Snapshotter: sn, Root: n.snapshotRoot(id), Capabilities: name.Meta.Capabilities}
+			bare, _ := name.Instance() // it has no error, see above
+			cleaner, _ := bare.(snapshots.Cleaner)
+			out[id] = image.Snapshotter{Snapshotter: snapshot.Mending(sn, cleaner), Root: n.snapshotRoot(id), Capabilities: name.Meta.Capabilities}
 		}
 	}
 	return out
+}
+
+func newSnapshots(n node, known map[string]image.Snapshotter) *snapshot.Snapshots {
+	return snapshot.New(func(name string) (snapshots.Snapshotter, bool) {
+		sn, ok := known[name]
+		return sn.Snapshotter, ok
+	}, n.snapshotRoot, func(name string) []string { return known[name].Capabilities })
 }
 
 // imageHandlers are the handlers whose images are not like the node's, "" being

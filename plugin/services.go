@@ -15,7 +15,6 @@ import (
 	"github.com/containerd/containerd/v2/core/metadata"
 	crt "github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/containerd/v2/core/sandbox"
-	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/version"
@@ -242,13 +241,14 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if !ok {
 		return fmt.Errorf("task runtime %T does not tell about runtimes", n.tasks)
 	}
-	snaps := newSnapshots(n)
+	known := snapshotters(n)
+	snaps := newSnapshots(n, known)
 	obstacle := n.userNSObstacle(snaps, cfg.images.Snapshotter)
 	var err error
 	if s.handlers, err = handler.New(cfg.runtime, handler.NewProber(introspector), obstacle); err != nil {
 		return err
 	}
-	images, err := newImages(ctx, n, s.handlers, cfg, s.background)
+	images, err := newImages(ctx, n, known, s.handlers, cfg, s.background)
 	if err != nil {
 		return err
 	}
@@ -352,15 +352,6 @@ func (s *services) openStore(ctx context.Context, n node) (err error) {
 		}
 	}
 	return nil
-}
-
-func newSnapshots(n node) *snapshot.Snapshots {
-	// Looked up now: later plugins are still being added to the set.
-	known := snapshotters(n)
-	return snapshot.New(func(name string) (snapshots.Snapshotter, bool) {
-		sn := n.db.Snapshotter(name)
-		return sn, sn != nil
-	}, n.snapshotRoot, func(name string) []string { return known[name].Capabilities })
 }
 
 // observe registers the metrics and makes the decorator of requests feed them.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"strconv"
 	"testing"
 	"time"
@@ -64,6 +65,41 @@ func TestLIF_02_Crash(t *testing.T) {
 	d := start(t)
 	img := plain(t, d)
 	crashes(t, d, func(cycle string) error { return life(d, cycle, img) })
+}
+
+// TestLIF_02_LeftLayer: the directory of a layer that the daemon was making when
+// it died is in nobody's way.
+func TestLIF_02_LeftLayer(t *testing.T) {
+	t.Parallel()
+	b := newBoxOn(t, start(t))
+	b.run(b.sleeper("before"))
+	b.Kill()
+	layers := filepath.Join(b.Root, "io.containerd.snapshotter.v1.overlayfs", "snapshots")
+	entries, err := os.ReadDir(layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := 0
+	for _, e := range entries {
+		if n, err := strconv.Atoi(e.Name()); err == nil {
+			last = max(last, n)
+		}
+	}
+	const left = 5 // some numbers after the last may have been used
+	for n := range left {
+		if err := os.MkdirAll(filepath.Join(layers, fmt.Sprint(last+1+n), "fs"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.Up()
+	b.run(b.sleeper("after"))
+	now, err := os.ReadDir(layers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(now) > len(entries)+1 {
+		t.Errorf("directories are still there: %v, before %v", now, entries)
+	}
 }
 
 // life is what the kubelet does with a pod: every step again until it succeeds.
