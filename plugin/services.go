@@ -253,11 +253,7 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 		return err
 	}
 	s.stats = stats.New(n.facts, snaps, cfg.images.StatsCollectPeriod)
-	files, err := podfiles.New(filepath.Join(n.stateDir, "sandboxes"), podfiles.Text{
-		Hostname:   func(c *criapi.PodSandboxConfig) string { return spec.Hostname(c, n.facts) },
-		ResolvConf: spec.ResolvConf, Label: selinux.SetFiles,
-		ShmSize: func(sb record.Sandbox) (int64, error) { return shmSize(s.handlers, cfg.runtime.Workloads, sb) },
-	})
+	files, err := newPodFiles(n, cfg.runtime, s.handlers)
 	if err != nil {
 		return err
 	}
@@ -323,6 +319,14 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	})
 	loadAppArmor(ctx, n, cfg.runtime.DisableAppArmor)
 	return s.observe()
+}
+
+func newPodFiles(n node, cfg config.Runtime, handlers *handler.Handlers) (*podfiles.Files, error) {
+	return podfiles.New(filepath.Join(n.stateDir, "sandboxes"), podfiles.Text{
+		Hostname:   func(c *criapi.PodSandboxConfig) string { return spec.Hostname(c, n.facts) },
+		ResolvConf: spec.ResolvConf, Label: selinux.SetFiles,
+		ShmSize: func(sb record.Sandbox) (int64, error) { return shmSize(handlers, cfg.Workloads, sb) },
+	})
 }
 
 // loadAppArmor is called once at the start, so that a change of the profile
