@@ -250,7 +250,18 @@ func codeOf(s unix.WaitStatus) int {
 	return s.ExitStatus()
 }
 
+// info asks for a process. The kernel looks for the exit status first and for the
+// process after it: of one that is released in between it finds neither, and says
+// that there is none. Then it has the status.
 func info(fd int, mask uint64) (unix.PidfdInfo, error) {
+	in, err := infoNow(fd, mask)
+	if errors.Is(err, unix.ESRCH) && mask&unix.PIDFD_INFO_EXIT != 0 {
+		in, err = infoNow(fd, mask)
+	}
+	return in, err
+}
+
+func infoNow(fd int, mask uint64) (unix.PidfdInfo, error) {
 	in := unix.PidfdInfo{Mask: mask}
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.PIDFD_GET_INFO, uintptr(unsafe.Pointer(&in))); errno != 0 {
 		return in, errno
