@@ -368,6 +368,24 @@ func TestNET_32_PinnedNamespaces(t *testing.T) {
 	nothingLeft(t, d)
 }
 
+// TestPOD_34_Crash kills the daemon at random moments of the lives of pods with a
+// holder and without, while a client goes on as the kubelet does.
+func TestPOD_34_Crash(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Edit(withPinned), daemon.Set("pinned", "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))
+	img := plain(t, d)
+	n := 0
+	crashes(t, d, func(cycle string) error {
+		n++
+		return life(d, cycle, img, func(c *cri.PodSandboxConfig) {
+			if n%2 == 0 {
+				c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
+			}
+		})
+	})
+	noSupervisor(t, d)
+}
+
 // TestRTH_11_PinnedSupervisorDies: with the supervisor the containers of its pods
 // end and the pods are not ready, and both can be removed.
 func TestRTH_11_PinnedSupervisorDies(t *testing.T) {

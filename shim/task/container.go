@@ -71,8 +71,10 @@ func (c *container) create(ctx context.Context, mounts []mount.Mount) (err error
 	if err := c.mountRoot(mounts); err != nil {
 		return err
 	}
-	err = c.init.launch(ctx, filepath.Join(c.Bundle, "init.pid"), func(in oci.Process) (int, error) {
-		return c.runtime.Create(ctx, in)
+	whole, cancel := uncut(ctx)
+	defer cancel()
+	err = c.init.launch(whole, filepath.Join(c.Bundle, "init.pid"), func(in oci.Process) (int, error) {
+		return c.runtime.Create(whole, in)
 	})
 	if err != nil {
 		return err
@@ -82,6 +84,17 @@ func (c *container) create(ctx context.Context, mounts []mount.Mount) (err error
 	}
 	c.Pid = c.init.number
 	return statedir.Write(c.dir, c.Record)
+}
+
+// uncut is ctx without the end of the client, which is no reason to kill a runtime
+// half-way: what it has made by then, as control groups, it does not know of later.
+// The client's deadline still counts.
+func uncut(ctx context.Context) (context.Context, context.CancelFunc) {
+	whole := context.WithoutCancel(ctx)
+	if deadline, ok := ctx.Deadline(); ok {
+		return context.WithDeadline(whole, deadline)
+	}
+	return whole, func() {}
 }
 
 func (c *container) mountRoot(mounts []mount.Mount) error {
