@@ -138,6 +138,13 @@ var (
 	mostBandwidth  = resource.MustParse("1P")
 )
 
+// Lengths of a rate that is looked at. A quantity of apimachinery is written out
+// in all its digits when it is compared, which for 1e99999999 takes minutes.
+const (
+	longestRate     = 32
+	longestExponent = len("e-99")
+)
+
 // bandwidthOf returns the limits in a pod's annotations. The burst is as large
 // as the plugin takes, so that only the rate limits.
 func bandwidthOf(annotations map[string]string) (bandwidth, error) {
@@ -163,6 +170,9 @@ func rate(annotations map[string]string, key string) (uint64, error) {
 	text, ok := annotations[key]
 	if !ok {
 		return 0, nil
+	}
+	if exponent := strings.LastIndexAny(text, "eE"); len(text) > longestRate || exponent >= 0 && len(text)-exponent > longestExponent {
+		return 0, fmt.Errorf("annotation %s: %.40q has more digits than a rate in bit/s: %w", key, text, errdefs.ErrInvalidArgument)
 	}
 	q, err := resource.ParseQuantity(text)
 	if err != nil {
