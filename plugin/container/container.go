@@ -278,14 +278,19 @@ func New(d Deps) *Service {
 }
 
 // List returns the containers a client may know of. One that is being made is
-// not among them: its maker gets its ID when it is there.
+// not among them: its maker gets its ID when it is there. The slice is not to be
+// changed.
 func (s *Service) List() []record.Container { return made(s.Store.List()) }
 
 // Of returns those of one sandbox.
 func (s *Service) Of(sandboxID string) []record.Container { return made(s.Store.Of(sandboxID)) }
 
 func made(all []record.Container) []record.Container {
-	return slices.DeleteFunc(all, func(c record.Container) bool { return c.Phase == record.ContainerCreating })
+	creating := func(c record.Container) bool { return c.Phase == record.ContainerCreating }
+	if !slices.ContainsFunc(all, creating) {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), creating)
 }
 
 // Get returns the container with that ID or unique prefix.

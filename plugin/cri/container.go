@@ -107,7 +107,7 @@ func (s *Server) ContainerStatus(_ context.Context, req *cri.ContainerStatusRequ
 // ListContainers implements the RPC.
 func (s *Server) ListContainers(_ context.Context, req *cri.ListContainersRequest) (*cri.ListContainersResponse, error) {
 	all := s.Containers.List()
-	var wire []byte
+	items := make([][]byte, 0, len(all))
 	for _, c := range all {
 		if !s.containerMatches(c, req.GetFilter()) {
 			continue
@@ -117,11 +117,11 @@ func (s *Server) ListContainers(_ context.Context, req *cri.ListContainersReques
 		if err != nil {
 			return nil, fmt.Errorf("list containers: %w", err)
 		}
-		wire = append(wire, item...)
+		items = append(items, item)
 	}
 	s.containerItems.trim(len(all))
 	resp := &cri.ListContainersResponse{}
-	setWire(resp, wire)
+	setWire(resp, s.containerItems.join(items))
 	return resp, nil
 }
 

@@ -108,7 +108,7 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRe
 // ListPodSandbox implements the RPC.
 func (s *Server) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
 	all := s.Sandboxes.List()
-	var wire []byte
+	items := make([][]byte, 0, len(all))
 	for _, sb := range all {
 		if !sandboxMatches(sb, req.GetFilter()) {
 			continue
@@ -117,11 +117,11 @@ func (s *Server) ListPodSandbox(_ context.Context, req *cri.ListPodSandboxReques
 		if err != nil {
 			return nil, fmt.Errorf("list pod sandboxes: %w", err)
 		}
-		wire = append(wire, item...)
+		items = append(items, item)
 	}
 	s.podItems.trim(len(all))
 	resp := &cri.ListPodSandboxResponse{}
-	setWire(resp, wire)
+	setWire(resp, s.podItems.join(items))
 	return resp, nil
 }
 

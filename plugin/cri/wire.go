@@ -1,6 +1,8 @@
 package cri
 
 import (
+	"bytes"
+	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -12,8 +14,9 @@ import (
 // millisecond and a quarter of a megabyte each time, and the garbage collections
 // that this brings about are what the slowest listings wait for.
 type wireItems[V comparable] struct {
-	mu sync.Mutex
-	by map[string]wireItem[V]
+	mu   sync.Mutex
+	by   map[string]wireItem[V]
+	last []byte // the latest listing; what was returned is not changed any more
 }
 
 // wireItem is the encoding of an item in one version.
@@ -45,6 +48,28 @@ func (w *wireItems[V]) of(id string, version V, item func() proto.Message) ([]by
 	}
 	w.by[id] = wireItem[V]{version, wire}
 	return wire, nil
+}
+
+// join returns the items one after the other: the latest listing again, when it
+// is just that.
+func (w *wireItems[V]) join(items [][]byte) []byte {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !isJoined(w.last, items) {
+		w.last = slices.Concat(items...)
+	}
+	return w.last
+}
+
+func isJoined(wire []byte, items [][]byte) bool {
+	for _, item := range items {
+		rest, ok := bytes.CutPrefix(wire, item)
+		if !ok {
+			return false
+		}
+		wire = rest
+	}
+	return len(wire) == 0
 }
 
 // trim forgets all when most of it belongs to items that are gone, there being

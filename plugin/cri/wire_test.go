@@ -1,7 +1,9 @@
 package cri
 
 import (
+	"bytes"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,13 +20,13 @@ func TestWire(t *testing.T) {
 	for range 2 {
 		for i := range pods {
 			want := &cri.ListPodSandboxResponse{}
-			var wire []byte
+			var wires [][]byte
 			for _, sb := range pods {
 				want.Items = append(want.Items, sandboxItem(sb))
-				wire = append(wire, encode(t, &items, sb)...)
+				wires = append(wires, encode(t, &items, sb))
 			}
 			resp, got := &cri.ListPodSandboxResponse{}, &cri.ListPodSandboxResponse{}
-			setWire(resp, wire)
+			setWire(resp, items.join(wires))
 			sent, err := proto.Marshal(resp)
 			if err != nil {
 				t.Fatal(err)
@@ -35,6 +37,22 @@ func TestWire(t *testing.T) {
 			pods[i].Phase = record.NotReady
 		}
 		pods[0].Config = &cri.PodSandboxConfig{Labels: map[string]string{"is": "new"}}
+	}
+}
+
+func TestWireJoin(t *testing.T) {
+	var items wireItems[podVersion]
+	a, b := []byte("a"), []byte("bb")
+	for _, parts := range [][][]byte{{a, b}, {a, b}, {a}, {b, a}, {a, b, a}, {}, nil, {b}} {
+		before := items.last
+		want := slices.Concat(parts...)
+		got := items.join(parts)
+		if !bytes.Equal(got, want) {
+			t.Errorf("%q gives %q", parts, got)
+		}
+		if bytes.Equal(before, want) && len(want) > 0 && &before[0] != &got[0] {
+			t.Errorf("%q was joined anew", parts)
+		}
 	}
 }
 

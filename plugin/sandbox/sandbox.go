@@ -11,6 +11,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -163,16 +164,15 @@ func New(d Deps) *Service {
 }
 
 // List returns the sandboxes a client may know of. One that is being made is
-// not among them: its maker gets its ID when it is ready.
+// not among them: its maker gets its ID when it is ready. The slice is not to be
+// changed.
 func (s *Service) List() []record.Sandbox {
 	all := s.Store.List()
-	out := all[:0]
-	for _, sb := range all {
-		if sb.Phase != record.Creating {
-			out = append(out, sb)
-		}
+	creating := func(sb record.Sandbox) bool { return sb.Phase == record.Creating }
+	if !slices.ContainsFunc(all, creating) {
+		return all
 	}
-	return out
+	return slices.DeleteFunc(slices.Clone(all), creating)
 }
 
 // Get returns the sandbox with that ID or unique prefix.

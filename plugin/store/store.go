@@ -133,7 +133,8 @@ func (s *Sandboxes) Resolve(prefix string) (record.Sandbox, error) {
 // ByKey returns the sandbox of a pod attempt.
 func (s *Sandboxes) ByKey(k record.Key) (record.Sandbox, bool) { return s.t.lookup(k) }
 
-// List returns all sandboxes in the order of their IDs.
+// List returns all sandboxes in the order of their IDs, in a slice that others
+// have too and nobody may change.
 func (s *Sandboxes) List() []record.Sandbox { return s.t.list() }
 
 // Containers are the records of containers.
@@ -230,7 +231,8 @@ func (c *Containers) Resolve(prefix string) (record.Container, error) {
 // ByKey returns the container of that name and attempt in its pod.
 func (c *Containers) ByKey(k record.ContainerKey) (record.Container, bool) { return c.t.lookup(k) }
 
-// List returns all containers in the order of their IDs.
+// List returns all containers in the order of their IDs, in a slice that others
+// have too and nobody may change.
 func (c *Containers) List() []record.Container { return c.t.list() }
 
 // Of returns the containers of one sandbox, in no particular order.

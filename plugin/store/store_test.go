@@ -291,6 +291,42 @@ func TestReadsDoNotWaitForWrites(t *testing.T) {
 	}
 }
 
+// A listing is what is there, after each kind of change; and what was listed
+// before does not change with it.
+func TestList(t *testing.T) {
+	s := open(t, storetest.NewMemory())
+	sb := storetest.Sandbox("a", 0)
+	phases := func() (all []record.Phase) {
+		for _, sb := range s.Sandboxes.List() {
+			all = append(all, sb.Phase)
+		}
+		return all
+	}
+	var seen [][]record.Sandbox
+	for _, step := range []struct {
+		do   func() error
+		want []record.Phase
+	}{
+		{func() error { return nil }, nil},
+		{func() error { return s.Sandboxes.Create(ctx, sb) }, []record.Phase{record.Creating}},
+		{func() error { _, err := s.Sandboxes.Move(ctx, sb.ID, record.Started, nil); return err }, []record.Phase{record.Ready}},
+		{func() error { return s.Sandboxes.Delete(ctx, sb.ID) }, nil},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if got := phases(); !slices.Equal(got, step.want) {
+				t.Errorf("listed %v, want %v", got, step.want)
+			}
+		}
+		seen = append(seen, s.Sandboxes.List())
+	}
+	if seen[1][0].Phase != record.Creating || seen[2][0].Phase != record.Ready {
+		t.Error("an older listing was changed")
+	}
+}
+
 func TestContainersOf(t *testing.T) {
 	s := open(t, storetest.NewMemory())
 	sb := storetest.Sandbox("p", 0)

@@ -7,6 +7,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 )
@@ -29,6 +30,10 @@ type table[V any, K comparable] struct {
 	rows   map[string]*row[V]
 	byKey  map[K]string
 	sorted []string // IDs in order, for prefixes
+
+	// listed is what list returned, until the next change. A kubelet lists every
+	// second what rarely changes, and a copy of it all is work for the collector.
+	listed atomic.Pointer[[]V]
 }
 
 // row is one record and the turn of its writers.
@@ -53,6 +58,7 @@ func (t *table[V, K]) adopt(v V) {
 	}
 	t.rows[t.id(v)] = &row[V]{v: v, present: true}
 	t.addSorted(t.id(v))
+	t.listed.Store(nil)
 }
 
 func (t *table[V, K]) create(ctx context.Context, v V) error {
@@ -81,6 +87,7 @@ func (t *table[V, K]) create(ctx context.Context, v V) error {
 	t.mu.Lock()
 	r.v, r.present = v, true
 	t.addSorted(id)
+	t.listed.Store(nil)
 	t.mu.Unlock()
 	t.changed(nil, &v)
 	return nil
@@ -119,14 +126,20 @@ func (t *table[V, K]) lookup(key K) (V, bool) {
 	return zero, false
 }
 
+// list returns the records in the order of their IDs, in a slice that is shared:
+// nobody may change it.
 func (t *table[V, K]) list() []V {
+	if all := t.listed.Load(); all != nil {
+		return *all
+	}
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	out := make([]V, 0, len(t.sorted))
+	all := make([]V, 0, len(t.sorted))
 	for _, id := range t.sorted {
-		out = append(out, t.rows[id].v)
+		all = append(all, t.rows[id].v)
 	}
-	return out
+	t.listed.Store(&all)
+	return all
 }
 
 // resolve turns a unique prefix of an ID into the ID.
@@ -180,6 +193,7 @@ func (t *table[V, K]) replace(ctx context.Context, id string, change func(V) (V,
 	}
 	t.mu.Lock()
 	r.v = v
+	t.listed.Store(nil)
 	t.mu.Unlock()
 	t.changed(&old, &v)
 	return v, nil
@@ -210,6 +224,7 @@ func (t *table[V, K]) forget(id string, r *row[V], v V) {
 	}
 	i := sort.SearchStrings(t.sorted, id)
 	t.sorted = append(t.sorted[:i], t.sorted[i+1:]...)
+	t.listed.Store(nil)
 }
 
 // take waits for the turn to write the record; the caller releases it.
