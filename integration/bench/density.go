@@ -19,9 +19,9 @@ import (
 // filling is how many pods are made or removed together to fill a node.
 const filling = 4
 
-// density measures nodes that are full: memory, commands, restart, listings.
+// density measures nodes that are full: memory, commands, restart.
 func density(ctx context.Context, b *bench) (_ []table, err error) {
-	nodes, err := b.launch(ctx, daemon.Conflist(conflist))
+	nodes, err := b.launch(ctx, b.subjects, daemon.Conflist(conflist))
 	pods := map[*node][]*pod{}
 	defer func() {
 		for n, all := range pods {
@@ -32,39 +32,24 @@ func density(ctx context.Context, b *bench) (_ []table, err error) {
 	if err != nil {
 		return nil, err
 	}
-	fill := func(network cri.NamespaceMode, count int) error {
-		for _, n := range nodes {
-			more, err := n.upMany(ctx, network, count-len(pods[n]), filling)
-			pods[n] = append(pods[n], more...)
-			if err != nil {
-				return fmt.Errorf("fill %s: %w", n.name, err)
-			}
-		}
-		b.progress("density: %d pods on each node, load average %s", count, load())
-		return nil
-	}
 	memory := table{title: fmt.Sprintf("A node with %d pods", b.density)}
 	if err := weigh(&memory.sheet, "no pods", nodes, 0); err != nil {
 		return nil, err
 	}
-	if err := fill(cri.NamespaceMode_POD, b.density); err != nil {
-		return nil, err
+	for _, n := range nodes {
+		pods[n], err = n.upMany(ctx, cri.NamespaceMode_POD, b.density, filling)
+		if err != nil {
+			return nil, fmt.Errorf("fill %s: %w", n.name, err)
+		}
 	}
-	tables := []table{memory}
+	b.progress("density: %d pods on each node, load average %s", b.density, load())
 	err = errors.Join(
-		weigh(&tables[0].sheet, fmt.Sprint(b.density, " pods"), nodes, b.density),
-		b.execs(ctx, &tables[0].sheet, nodes, pods),
-		b.restarts(ctx, &tables[0].sheet, nodes))
-	tables[0].remark = fmt.Sprintf("ExecSync runs `true`, %d times in each of %d rounds; the daemon is killed and started %d times. Load average %s.",
+		weigh(&memory.sheet, fmt.Sprint(b.density, " pods"), nodes, b.density),
+		b.execs(ctx, &memory.sheet, nodes, pods),
+		b.restarts(ctx, &memory.sheet, nodes))
+	memory.remark = fmt.Sprintf("ExecSync runs `true`, %d times in each of %d rounds; the daemon is killed and started %d times. Load average %s.",
 		b.options.execs, b.rounds, b.options.restarts, load())
-	if err != nil {
-		return tables, err
-	}
-	if err := fill(cri.NamespaceMode_NODE, b.lists); err != nil {
-		return tables, err
-	}
-	lists, err := b.listAll(ctx, nodes)
-	return append(tables, lists), err
+	return []table{memory}, err
 }
 
 // weigh notes the memory of every node.

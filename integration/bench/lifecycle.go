@@ -17,7 +17,7 @@ type scene struct {
 
 // lifecycle measures how long pods take to come and go, and at what cost.
 func lifecycle(ctx context.Context, b *bench) (_ []table, err error) {
-	nodes, err := b.launch(ctx)
+	nodes, err := b.launch(ctx, b.subjects)
 	defer func() { err = errors.Join(err, retire(nodes)) }()
 	if err != nil {
 		return nil, err

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/integration/daemon"
 )
 
 const (
@@ -30,33 +32,89 @@ type condition struct {
 // noter notes values of this subject in this round.
 type noter func(q quantity, values ...float64)
 
-// listAll measures listings under every condition.
-func (b *bench) listAll(ctx context.Context, nodes []*node) (table, error) {
+// listing measures listings under every condition. The nodes are filled one
+// after the other: hundreds of pods of another one would be in the way.
+func listing(ctx context.Context, b *bench) ([]table, error) {
 	t := table{title: fmt.Sprintf("Listing %d pods", b.lists)}
-	conditions := []condition{
-		{"idle", idle},
-		{"a pod stalls in CNI ADD", stall},
-	}
-	slow := "There is no blkio controller to slow the disk with, so that was not measured."
-	if nodes[0].books.blkio != "" {
-		conditions = append(conditions, condition{"the disk is slow", slowDisk})
-		slow = fmt.Sprintf("The slow disk takes %d writes per second from the daemon (blkio throttle) while pods come and go.", slowWrites)
-	}
-	for _, c := range conditions {
-		err := turns(b.rounds, nodes, func(round int, n *node) error {
-			note := func(q quantity, values ...float64) { t.note(q, n.name, round, values...) }
-			end, err := c.begin(ctx, n, note)
-			if err != nil {
-				return err
-			}
-			return errors.Join(b.listings(ctx, n, c.name, note), end())
-		})
+	slow := fmt.Sprintf("The slow disk takes %d writes per second from the daemon (blkio throttle) while pods come and go.", slowWrites)
+	var failed []error
+	for _, s := range b.subjects {
+		slowed, err := b.listOne(ctx, s, &t)
 		if err != nil {
-			return t, fmt.Errorf("list while %s: %w", c.name, err)
+			failed = append(failed, fmt.Errorf("list on %s: %w", s.name, err))
+		}
+		if !slowed {
+			slow = "There is no blkio controller to slow the disk with, so that was not measured."
 		}
 	}
-	t.remark = fmt.Sprintf("%d rounds of %d calls of each kind. Version, asked in between, has nothing to look up: what it takes is the machine's doing. Calls over %d ms in the daemon are those by its own histogram, without the client and the way there. %s Load average %s.", b.rounds, b.options.listings, listGoal, slow, load())
-	return t, nil
+	t.remark = fmt.Sprintf("%d rounds of %d calls of each kind, on one node after the other. Version, asked in between, has nothing to look up: what it takes is the machine's doing. Calls over %d ms in the daemon are those by its own histogram, without the client and the way there. %s Load average %s.", b.rounds, b.options.listings, listGoal, slow, load())
+	return []table{t}, errors.Join(failed...)
+}
+
+// listOne measures one subject's listings. It says whether there was something
+// to slow the disk with.
+func (b *bench) listOne(ctx context.Context, s subject, t *table) (slowed bool, err error) {
+	nodes, err := b.launch(ctx, []subject{s}, daemon.Conflist(conflist))
+	var pods []*pod
+	defer func() {
+		for _, n := range nodes {
+			err = errors.Join(err, n.downMany(context.WithoutCancel(ctx), pods, filling))
+		}
+		err = errors.Join(err, retire(nodes))
+	}()
+	if err != nil {
+		return false, err
+	}
+	n := nodes[0]
+	if pods, err = n.upMany(ctx, cri.NamespaceMode_NODE, b.lists, filling); err != nil {
+		return false, fmt.Errorf("fill: %w", err)
+	}
+	if err := n.settle(ctx); err != nil {
+		return false, err
+	}
+	b.progress("listing: %d pods on %s, load average %s", b.lists, n.name, load())
+	conditions := []condition{{"idle", idle}, {"a pod stalls in CNI ADD", stall}}
+	slowed = n.books.blkio != ""
+	if slowed {
+		conditions = append(conditions, condition{"the disk is slow", slowDisk})
+	}
+	for _, c := range conditions {
+		for round := range b.rounds {
+			note := func(q quantity, values ...float64) { t.note(q, n.name, round, values...) }
+			end, err := c.begin(ctx, n, note)
+			if err == nil {
+				err = errors.Join(b.listings(ctx, n, c.name, note), end())
+			}
+			if err != nil {
+				return slowed, fmt.Errorf("while %s, round %d: %w", c.name, round+1, err)
+			}
+		}
+	}
+	return slowed, nil
+}
+
+const (
+	// calmCPU is what a node that was filled uses in a second when it has come to
+	// rest, in ms.
+	calmCPU     = 50
+	settleLimit = 30 // seconds
+)
+
+// settle waits until a node has come to rest, for as long as that may take.
+func (n *node) settle(ctx context.Context) error {
+	for range settleLimit {
+		cpu, _, err := n.cost(func() error {
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+			return ctx.Err()
+		})
+		if err != nil || cpu < calmCPU {
+			return err
+		}
+	}
+	return nil
 }
 
 // listings lists again and again. The client collects no garbage meanwhile: its

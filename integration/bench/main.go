@@ -45,7 +45,7 @@ type sizes struct {
 }
 
 var (
-	full  = sizes{rounds: 5, pods: 10, crowd: 24, traced: 5, execs: 30, density: 50, lists: 200, listings: 200, restarts: 5}
+	full  = sizes{rounds: 5, pods: 10, crowd: 24, traced: 5, execs: 30, density: 50, lists: 200, listings: 1000, restarts: 5}
 	quick = sizes{rounds: 2, pods: 4, crowd: 16, traced: 3, execs: 10, density: 10, lists: 40, listings: 50, restarts: 2}
 )
 
@@ -62,6 +62,7 @@ var sections = []section{
 	{"lifecycle", lifecycle},
 	{"syscalls", syscalls},
 	{"density", density},
+	{"listing", listing},
 }
 
 // options are the command line.
@@ -80,7 +81,7 @@ func parseOptions(args []string) (options, error) {
 	o := options{sizes: full, command: "go run ./integration/bench " + strings.Join(args, " ")}
 	short := f.Bool("quick", false, "a few minutes less, and less to be believed")
 	rounds := f.Int("rounds", 0, "rounds per measurement, instead of the default")
-	only := f.String("only", "", "sections to run, separated by commas: lifecycle, syscalls, density (all)")
+	only := f.String("only", "", "sections to run, separated by commas: lifecycle, syscalls, density, listing (all)")
 	names := f.String("subjects", "stock:runc,gantry:runc", "daemon:handler pairs; the first is what the others are compared with")
 	f.StringVar(&o.out, "o", "", "file for the report (standard output)")
 	f.StringVar(&o.pause, "pause", "plugin/pause/bin/pause", "pause program in the stock daemon's pause image")

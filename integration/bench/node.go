@@ -116,11 +116,11 @@ type node struct {
 	books *books
 }
 
-// launch starts a daemon for every subject. The caller owes them retire, also
-// after an error.
-func (b *bench) launch(ctx context.Context, opts ...daemon.Option) ([]*node, error) {
+// launch starts a daemon for each of the subjects. The caller owes them retire,
+// also after an error.
+func (b *bench) launch(ctx context.Context, subjects []subject, opts ...daemon.Option) ([]*node, error) {
 	var nodes []*node
-	for _, s := range b.subjects {
+	for _, s := range subjects {
 		n, err := b.start(ctx, s, opts)
 		if n != nil {
 			nodes = append(nodes, n)

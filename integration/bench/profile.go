@@ -32,7 +32,7 @@ func (b *bench) profile(ctx context.Context) (err error) {
 	if err := os.MkdirAll(b.profiles, 0o755); err != nil {
 		return fmt.Errorf("make directory: %w", err)
 	}
-	nodes, err := b.launch(ctx, daemon.Set("debug", "debug", "level"))
+	nodes, err := b.launch(ctx, b.subjects, daemon.Set("debug", "debug", "level"))
 	defer func() { err = errors.Join(err, retire(nodes)) }()
 	if err != nil {
 		return err

@@ -13,7 +13,7 @@ import (
 // syscalls counts what is dear about a pod's life whatever the machine does:
 // waits for the disk, and programs started.
 func syscalls(ctx context.Context, b *bench) (_ []table, err error) {
-	nodes, err := b.launch(ctx)
+	nodes, err := b.launch(ctx, b.subjects)
 	defer func() { err = errors.Join(err, retire(nodes)) }()
 	if err != nil {
 		return nil, err
