@@ -348,6 +348,7 @@ func TestCTR_29_CrashLoop(t *testing.T) {
 // TestCTR_30_Concurrent: containers of one pod do not wait for or disturb one
 // another.
 func TestCTR_30_Concurrent(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	var wg sync.WaitGroup
 	for i := range 32 {

@@ -18,7 +18,8 @@ import (
 // end, on both streams, cost the daemon no more memory than the answers may hold.
 // What does not fit is read and dropped, and the log says how much.
 func TestCVE_2022_31030_CVE_2022_1708_OutputIsBounded(t *testing.T) {
-	b := newBox(t)
+	t.Parallel()
+	b := newBoxOn(t, start(t))
 	id := b.run(b.sleeper("app"))
 	const flood = 256 << 20
 	if _, err := b.Runtime().ExecSync(t.Context(), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"true"}}); err != nil {
@@ -81,7 +82,8 @@ func (b *box) sameGoroutines(times int, work func()) {
 // TestCVE_2022_23471_NoGoroutineIsLeftOfATerminal: of commands with a terminal
 // that do not start, whose clients go on to resize it, no goroutine is left.
 func TestCVE_2022_23471_NoGoroutineIsLeftOfATerminal(t *testing.T) {
-	b := newBox(t)
+	t.Parallel()
+	b := newBoxOn(t, start(t))
 	id := b.run(b.sleeper("app"))
 	turns := make(chan dial, 2)
 	turns <- spdyDial
@@ -107,7 +109,8 @@ func TestCVE_2022_23471_NoGoroutineIsLeftOfATerminal(t *testing.T) {
 // break off, in either protocol, at any moment and with or without a terminal, no
 // goroutine is left, while the container writes nothing that would tell them.
 func TestCVE_2025_64329_NoGoroutineIsLeftOfAnAttach(t *testing.T) {
-	b := newBox(t)
+	t.Parallel()
+	b := newBoxOn(t, start(t))
 	c := b.sleeper("terminal")
 	c.Tty, c.Stdin = true, true
 	plain := b.sleeper("plain")
@@ -120,7 +123,7 @@ func TestCVE_2025_64329_NoGoroutineIsLeftOfAnAttach(t *testing.T) {
 			b.breakOff(d, &cri.AttachRequest{ContainerId: without, Stdin: true, Stdout: true, Stderr: true})
 		}
 	}
-	b.sameGoroutines(180, func() {
+	b.sameGoroutines(120, func() {
 		turn := <-turns
 		turns <- turn
 		turn()
@@ -148,7 +151,8 @@ func (b *box) breakOff(d dial, req *cri.AttachRequest) {
 // output, or write to it for ever. The children live on, and nothing of the
 // commands stays in the daemon.
 func TestCVE_2026_53495_OutputThatChildrenHoldIsNotWaitedFor(t *testing.T) {
-	b := newBox(t)
+	t.Parallel()
+	b := newBoxOn(t, start(t))
 	id := b.run(b.sleeper("app"))
 	f := newFamily("sleep MARK & echo told; exit 4")
 	noisy := []string{"sh", "-c", "(while :; do echo more; sleep 0.05; done) & echo told; exit 4"}

@@ -202,6 +202,7 @@ func TestCVE_2024_9341_MountOnLink(t *testing.T) {
 // shared volume, another one swaps the directory there for a link to the host,
 // again and again.
 func TestCVE_2024_45310_SwappedTarget(t *testing.T) {
+	t.Parallel()
 	b := newBox(t)
 	o := newOutside(t)
 	shared, mine := t.TempDir(), t.TempDir()

@@ -497,6 +497,7 @@ func TestIMM_25_Resume(t *testing.T) {
 // TestBadRegistryAnswers: each gives an error that names stage and cause, and
 // leaves nothing.
 func TestBadRegistryAnswers(t *testing.T) {
+	t.Parallel()
 	d := shared(t)
 	for name, row := range map[string]struct {
 		fault func(layers []string) registry.Fault

@@ -281,6 +281,7 @@ func TestIMM_19_ConcurrentPulls(t *testing.T) {
 
 // TestIMM_20_Cancellation: a pull nobody waits for ends, and leaves nothing.
 func TestIMM_20_Cancellation(t *testing.T) {
+	t.Parallel()
 	d := shared(t)
 	img := blobImage(t, 100000)
 	r, ref := serveImage(t, registry.Options{}, img)

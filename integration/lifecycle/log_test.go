@@ -294,7 +294,8 @@ func TestLOG_08_Safety(t *testing.T) {
 // TestLOG_09_DaemonRestart: the container writes on while the daemon is killed,
 // and every line is in the log once.
 func TestLOG_09_DaemonRestart(t *testing.T) {
-	b := newBox(t)
+	t.Parallel()
+	b := newBoxOn(t, start(t))
 	id := b.run(b.script("app", counter))
 	path := b.status(id).LogPath
 	for range 4 {
@@ -593,7 +594,8 @@ func TestLOG_12_ExecDrain(t *testing.T) {
 // TestLOG_15_Leaks: hundreds of commands and failing starts leave neither files
 // nor goroutines, in the daemon or the shims.
 func TestLOG_15_Leaks(t *testing.T) {
-	b := newBox(t)
+	t.Parallel()
+	b := newBoxOn(t, start(t))
 	id := b.run(b.sleeper("app"))
 	work := func(execs, starts int) {
 		var wg sync.WaitGroup
@@ -611,7 +613,7 @@ func TestLOG_15_Leaks(t *testing.T) {
 	}
 	work(24, 2)
 	files, routines := b.allFiles(), b.goroutines()
-	work(360, 25)
+	work(180, 12)
 	eventually(t, ample, func() error {
 		if now := b.allFiles(); now > files+5 {
 			return fmt.Errorf("%d files are open, before %d", now, files)

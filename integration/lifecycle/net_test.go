@@ -89,7 +89,8 @@ func ipOf(t *testing.T, d *daemon.Daemon, p pod) string {
 
 // TestNET_01_AddAndDel: lists of plugins in every version of the specification.
 func TestNET_01_AddAndDel(t *testing.T) {
-	d := shared(t)
+	t.Parallel()
+	d := start(t)
 	tuning := `{"type": "tuning", "mtu": 1400}`
 	portmap := `{"type": "portmap", "capabilities": {"portMappings": true}}`
 	ptp := `{"type": "ptp", "mtu": 1400, "ipam": {"type": "host-local", "dataDir": "IPAM", "ranges": [[{"subnet": "SUBNET"}]], "routes": [{"dst": "0.0.0.0/0"}]}}`

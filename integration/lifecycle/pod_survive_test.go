@@ -51,9 +51,11 @@ func (w waiting) exit(t *testing.T) {
 // TestLIF_01_Restart: pods run on while the daemon is down, and what ended
 // meanwhile is known afterwards with its code.
 func TestLIF_01_Restart(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(*daemon.Daemon){"stopped": (*daemon.Daemon).Stop, "killed": (*daemon.Daemon).Kill} {
 		t.Run(name, func(t *testing.T) {
-			d := shared(t)
+			t.Parallel()
+			d := start(t)
 			var pods []pod
 			var left []waiting
 			var steady []string
