@@ -498,6 +498,37 @@ func TestLOG_09_MoreThanAPipe(t *testing.T) {
 	b.counted(ids, 3, 0)
 }
 
+// TestLOG_09_WithoutDaemon: containers of our own shim do not wait for a daemon:
+// while there is none, their logs go on.
+// The next daemon goes on with them, and each line is there once.
+func TestLOG_09_WithoutDaemon(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Edit(withGantry))
+	p := gantryPod(d, "writes-on")
+	b := keptBox{&box{Daemon: d, t: t, pod: p.id, config: p.config, image: plain(t, d)}, t.TempDir()}
+	ids := []string{b.counting("ends", 60_000, 3), b.counting("goes-on", 0, 4)}
+	b.sign("go")
+	path := b.status(ids[1]).LogPath
+	b.grown(path)
+	longer := func() {
+		size := fileSize(t, path)
+		eventually(t, ample, func() error {
+			if now := fileSize(t, path); now < size+1<<20 {
+				return fmt.Errorf("the log has grown from %d bytes to %d", size, now)
+			}
+			return nil
+		})
+	}
+	for range 2 {
+		b.Kill()
+		longer()
+		b.Up()
+		longer()
+	}
+	b.sign("stop")
+	b.counted(ids, 3, 4)
+}
+
 // TestLOG_09_KeeperKilled: a keeper that is killed is replaced, and the one that
 // takes its place has everything.
 func TestLOG_09_KeeperKilled(t *testing.T) {

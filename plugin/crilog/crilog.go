@@ -8,7 +8,9 @@
 // One goroutine per Log then formats what the journal has, appends it to the
 // log file and flips an index between two slots {journal positions, log size,
 // log identity}. After a crash Open cuts the log file back to the size of the
-// slot in force and formats again from its journal positions.
+// slot in force and formats again from its journal positions. So a log may pass
+// from one process to another at any moment: the lock of its state says whose it
+// is, and Continue needs nothing but the directory.
 //
 // It never makes the FIFOs, never follows a symlink to a log file, never
 // blocks the container for longer than Options.Stall, and knows nothing of
@@ -264,12 +266,15 @@ func (l *Log) openWriter(dir, path string) (_ *writer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{log: l, state: st, path: path}
+	w := &writer{log: l, state: st, path: path, stateDir: dir}
 	defer func() {
 		if err != nil {
 			w.close()
 		}
 	}()
+	if err := (plan{path, l.opts}).save(dir); err != nil {
+		return nil, err
+	}
 	cur := st.current()
 	for s := range streams {
 		j, err := openJournal(filepath.Join(dir, s.String()), cur.pos[s], l.opts.Journal)

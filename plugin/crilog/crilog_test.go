@@ -3,6 +3,7 @@ package crilog
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -230,6 +231,66 @@ func FuzzDecodeState(f *testing.F) {
 			t.Fatalf("accepted %+v", s)
 		}
 	})
+}
+
+// FuzzParsePlan: what is accepted can be written and read again.
+func FuzzParsePlan(f *testing.F) {
+	f.Add([]byte(`{"Path":"/var/log/pods/p/c/0.log","Options":{"MaxLine":16384,"Stall":10000000000}}`))
+	f.Add([]byte(`{}`))
+	f.Add([]byte(`{"Path":""}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, err := parsePlan(b)
+		if err != nil {
+			if !errdefs.IsDataLoss(err) {
+				t.Fatalf("%q: %v, want data loss", b, err)
+			}
+			return
+		}
+		again, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := parsePlan(again); err != nil || got.Path == "" {
+			t.Fatalf("%q: %v after a second time: %v", b, got, err)
+		}
+	})
+}
+
+// Another process goes on with a log of which it knows the directory, once nobody
+// has it open, and where the last Reopen said.
+func TestContinue(t *testing.T) {
+	if _, err := Continue(t.TempDir()); !errdefs.IsNotFound(err) {
+		t.Errorf("without a log: %v", err)
+	}
+	r := newRig(t, Options{MaxLine: 100})
+	dir := filepath.Join(r.state, DirName)
+	r.write(Stdout, "one\n")
+	waitFor(t, "the first line", func() bool { out, _ := read(t, r.path); return out == "one\n" })
+	if _, err := Continue(dir); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a log that is open: %v", err)
+	}
+	moved := r.path + ".new"
+	if err := r.log.Reopen(t.Context(), moved); err != nil {
+		t.Fatal(err)
+	}
+	r.write(Stdout, "two\nthr")
+	waitFor(t, "the second line", func() bool { out, _ := read(t, moved); return out == "two\n" })
+	r.stop()
+	r.startWith(func(dir, _ string, _ Options) (*Log, error) { return Continue(dir) }, Options{})
+	if r.log.opts.MaxLine != 100 {
+		t.Errorf("it goes on with %+v", r.log.opts)
+	}
+	r.write(Stdout, "ee\n")
+	r.exit()
+	if out, _ := read(t, moved); out != "two\nthree\n" {
+		t.Errorf("the log has %q", out)
+	}
+	if err := os.WriteFile(filepath.Join(dir, planFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Continue(dir); !errdefs.IsDataLoss(err) {
+		t.Errorf("with a damaged plan: %v", err)
+	}
 }
 
 func TestContainerLife(t *testing.T) {

@@ -23,6 +23,8 @@ type writer struct {
 	dir   *os.File
 	file  *logFile
 	dirty bool // the file may have a torn record beyond the committed size
+
+	stateDir string
 }
 
 // buffers of a writer at work. An idle one holds none.
@@ -241,7 +243,7 @@ func (w *writer) reopen(path string) error {
 	}
 	w.dir.Close()
 	w.dir, w.path = dir, path
-	return nil
+	return plan{path, w.log.opts}.save(w.stateDir)
 }
 
 // nextOf is the name that a file has until it takes the place of a full one.

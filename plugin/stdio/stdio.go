@@ -169,7 +169,7 @@ func open(ctx context.Context, cfg Config, openLog func(dir, path string, _ cril
 	if o.fifos, err = openOutputs(p); err != nil {
 		return nil, err
 	}
-	if o.log, err = openLog(filepath.Join(cfg.Dir, "journal"), cfg.LogPath, cfg.Log); err != nil {
+	if o.log, err = openLog(filepath.Join(cfg.Dir, crilog.DirName), cfg.LogPath, cfg.Log); err != nil {
 		closeFifos(o.fifos)
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
+	logwriters "github.com/gantry-cri/gantry/shim/logs"
 	"github.com/gantry-cri/gantry/shim/process"
 	"github.com/gantry-cri/gantry/shim/sandbox"
 	"github.com/gantry-cri/gantry/shim/task"
@@ -89,6 +91,12 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(ctx, l) }()
 	word.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	writers := &logwriters.Writers{Outputs: tasks.Outputs, Connected: func() bool { return l.open.Load() > 0 }, Changed: l.changed}
+	var writing sync.WaitGroup
+	writing.Go(func() { writers.Run(ctx) })
+	defer writing.Wait()
+	defer cancel()
 	return s.linger(ctx, l, func() bool { return tasks.Idle() && pods.Idle() && l.open.Load() == 0 }, failed)
 }
 
@@ -173,6 +181,15 @@ type listener struct {
 	net.Listener
 	open     atomic.Int64
 	accepted atomic.Int64
+	changed  chan struct{} // capacity 1: open is another
+}
+
+func (l *listener) count(n int64) {
+	l.open.Add(n)
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
 }
 
 func listen(socket string) (*listener, error) {
@@ -188,7 +205,7 @@ func listen(socket string) (*listener, error) {
 		l.Close()
 		return nil, err
 	}
-	return &listener{Listener: l}, nil
+	return &listener{Listener: l, changed: make(chan struct{}, 1)}, nil
 }
 
 // Accept implements net.Listener.
@@ -197,8 +214,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.open.Add(1)
 	l.accepted.Add(1)
+	l.count(1)
 	return &connection{Conn: c, listener: l}, nil
 }
 
@@ -210,7 +227,7 @@ type connection struct {
 
 func (c *connection) Close() error {
 	if c.closed.CompareAndSwap(false, true) {
-		c.listener.open.Add(-1)
+		c.listener.count(-1)
 	}
 	return c.Conn.Close()
 }

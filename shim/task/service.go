@@ -31,6 +31,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/gantry-cri/gantry/shim/logs"
 	"github.com/gantry-cri/gantry/shim/oci"
 	"github.com/gantry-cri/gantry/shim/process"
 	"github.com/gantry-cri/gantry/shim/statedir"
@@ -89,6 +90,19 @@ func (s *Service) Idle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.containers)+s.creating == 0
+}
+
+// Outputs are the FIFOs into which containers write that run.
+func (s *Service) Outputs() (all []logs.Output) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.containers {
+		file, err := outputFile(c.Stdio.Stdout)
+		if c.Stdio.Stdout != "" && file == "" && err == nil && c.init.is() != task.Status_STOPPED {
+			all = append(all, logs.Output{Stdout: c.Stdio.Stdout, Stderr: c.Stdio.Stderr})
+		}
+	}
+	return all
 }
 
 func (s *Service) publish(ctx context.Context, event any) { s.events.Publish(ctx, event) }
