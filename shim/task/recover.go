@@ -42,6 +42,9 @@ func (s *Service) Adopt(ctx context.Context) error {
 }
 
 func (s *Service) adopt(ctx context.Context, r Record, dir string) error {
+	if s.logs != nil {
+		s.logs.Add(r.Bundle)
+	}
 	c := s.newContainer(r, dir)
 	if r.Pid == 0 {
 		return fmt.Errorf("it was not made whole: %w", errdefs.ErrFailedPrecondition)
