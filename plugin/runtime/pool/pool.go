@@ -11,6 +11,9 @@
 // its tasks are NotFound only after that. A silent one is never touched, unless
 // its pod is to end: EndSilent.
 //
+// Tasks that outlive their shim, and its sandboxes, are the pool's own from the
+// beginning: lasting.go, and controller.go.
+//
 // It does not decide what becomes of a pod. Start reading at Pool, then
 // shim.go for the life of one of those shims.
 package pool
