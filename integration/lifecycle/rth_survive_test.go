@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -278,4 +280,59 @@ func crash(t *testing.T, d *daemon.Daemon, victims string, ending waiting) {
 	if victims != "supervisor" {
 		d.Up()
 	}
+}
+
+// TestRTH_12_Upgrade: another program in the place of the shim's takes over what the
+// running one has, by the operator's command.
+func TestRTH_12_Upgrade(t *testing.T) {
+	t.Parallel()
+	var path string
+	text, err := os.ReadFile(inBin(t, "containerd-shim-gantry-v2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	install := func() {
+		must(os.MkdirAll(filepath.Dir(path), 0o755))
+		must(os.WriteFile(path+".new", text, 0o755))
+		must(os.Rename(path+".new", path))
+	}
+	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+		path = filepath.Join(in.Dir, "installed", "containerd-shim-gantry-v2")
+		install()
+		addHandler(in, c, "installed", daemon.Config{"runtime_type": "io.containerd.gantry.v2", "runtime_path": path})
+	}))
+	p := supervisedPod(d, "installed", "upgraded")
+	runs, ending := p.run(d, daemon.ContainerConfig("steady", plain(t, d))), p.wait(t, d, 5)
+	pid, old := pidOf(t, d, runs), supervisors(t, d)
+	upgrade := func() {
+		t.Helper()
+		out, err := exec.Command(inBin(t, "gantry"), "supervisor", "upgrade", "--address", d.Socket).CombinedOutput()
+		t.Logf("%s", out)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	upgrade()
+	if now := supervisors(t, d); !slices.Equal(now, old) {
+		t.Errorf("without another program supervisors are %v, before %v", now, old)
+	}
+	install()
+	upgrade()
+	now := supervisors(t, d)
+	if len(now) != 1 || now[0] == old[0] {
+		t.Fatalf("supervisors are %v, before %v", now, old)
+	}
+	if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", now[0])); err != nil || exe != path {
+		t.Errorf("the supervisor runs %s, %v", exe, err)
+	}
+	p.alive(t, d, runs, pid)
+	ending.exit(t)
+	if s := waitExited(t, d, ending.id); s.ExitCode != 5 {
+		t.Errorf("code %d", s.ExitCode)
+	}
+	if err := removePod(d, p.id); err != nil {
+		t.Error(err)
+	}
+	noSupervisor(t, d)
+	nothingLeft(t, d)
 }
