@@ -1,6 +1,6 @@
 // Command gantry is for the people who run a node: it checks a configuration,
 // shows what the daemon is doing, and looks for what keeps pods from running.
-// It never changes anything.
+// It changes nothing, but for the command that has a new shim take over.
 package main
 
 import (

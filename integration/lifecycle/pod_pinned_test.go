@@ -386,41 +386,6 @@ func TestPOD_34_Crash(t *testing.T) {
 	noSupervisor(t, d)
 }
 
-// TestRTH_11_PinnedSupervisorDies: with the supervisor the containers of its pods
-// end and the pods are not ready, and both can be removed.
-func TestRTH_11_PinnedSupervisorDies(t *testing.T) {
-	t.Parallel()
-	d := start(t, daemon.Edit(withPinned))
-	common := &cri.NamespaceOption{Pid: cri.NamespaceMode_POD}
-	pods := []pod{pinnedPod(d, "apart"), pinnedPod(d, "together", withNamespaces(common)), pinnedPod(d, "empty")}
-	ctr := pods[0].run(d, daemon.ContainerConfig("main", plain(t, d)))
-	pods[1].run(d, inNamespaces(daemon.ContainerConfig("main", plain(t, d)), common))
-	pid, holder := pidOf(t, d, ctr), pidOfPod(t, d, pods[1].id)
-	kill(t, supervisors(t, d)[0])
-	if s := waitExited(t, d, ctr); s.ExitCode != 137 {
-		t.Errorf("code %d", s.ExitCode)
-	}
-	eventually(t, soon, func() error {
-		for _, p := range pods {
-			if s := podStatus(t, d, p.id); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
-				return fmt.Errorf("pod %s is %s", p.config.Metadata.Name, s.State)
-			}
-		}
-		return nil
-	})
-	waitGone(t, pid)
-	waitGone(t, holder)
-	again := pinnedPod(d, "again")
-	wholeLife(t, d, again)
-	for _, p := range append(pods, again) {
-		if err := removePod(d, p.id); err != nil {
-			t.Error(err)
-		}
-	}
-	noSupervisor(t, d)
-	nothingLeft(t, d)
-}
-
 // TestRTH_15_StockContainerd: a containerd that knows nothing of our shim runs pods
 // by its Sandbox API. User namespaces are not among them: its CRI service cannot say
 // whose the pipes are to any shim but runc's.

@@ -2,7 +2,6 @@ package lifecycle
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -146,44 +145,6 @@ func TestRTH_14_OneSupervisor(t *testing.T) {
 
 func residentOf(t *testing.T, pid int) int { return statusNumber(t, pid, "VmRSS") }
 func threadsOf(t *testing.T, pid int) int  { return statusNumber(t, pid, "Threads") }
-
-// TestRTH_11_SupervisorDies: with the supervisor its containers end, nothing of
-// them is left, what had ended before keeps its code, and the next pod runs.
-func TestRTH_11_SupervisorDies(t *testing.T) {
-	t.Parallel()
-	d := start(t, daemon.Edit(withGantry))
-	p := gantryPod(d, "orphaned", hostNetwork)
-	runs := p.run(d, onHost(daemon.ContainerConfig("runs", plain(t, d))))
-	ends := p.run(d, onHost(daemon.ContainerConfig("ends", plain(t, d), "sh", "-c", "exit 7")))
-	waitExited(t, d, ends)
-	other := gantryPod(d, "other", hostNetwork)
-	pid := pidOf(t, d, runs)
-	kill(t, supervisors(t, d)[0])
-	if s := waitExited(t, d, runs); s.ExitCode != 137 {
-		t.Errorf("a container whose supervisor died has code %d", s.ExitCode)
-	}
-	eventually(t, soon, func() error {
-		for _, p := range []pod{p, other} {
-			if s := podStatus(t, d, p.id); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
-				return fmt.Errorf("pod %s is %s", p.id, s.State)
-			}
-		}
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("the container's process lives on: %v", err)
-		}
-		return nil
-	})
-	if s := containerStatus(t, d, ends); s.ExitCode != 7 {
-		t.Errorf("a container that had ended has code %d", s.ExitCode)
-	}
-	again := gantryPod(d, "again")
-	wholeLife(t, d, again)
-	for _, p := range []pod{p, other, again} {
-		if err := removePod(d, p.id); err != nil {
-			t.Error(err)
-		}
-	}
-}
 
 // TestRTH_08_StockContainerd: our shim works for a containerd that knows nothing of
 // it, by ctr and as a handler of its own CRI service whose table has only another

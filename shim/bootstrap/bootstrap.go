@@ -55,6 +55,13 @@ func Main(ctx context.Context) {
 	})
 }
 
+// resumes tells a containerd that knows the word: start, called again after the end
+// of a supervisor, starts one that has its tasks and sandboxes. Any other takes the
+// end of its connection for theirs.
+func resumes() map[string]string {
+	return map[string]string{"io.containerd.gantry.resumes": "true"}
+}
+
 // manager implements containerd's protocol for shims.
 type manager struct{}
 
@@ -88,7 +95,7 @@ func (manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootapi.
 	if err := os.WriteFile("address", []byte(s.url()), 0o600); err != nil {
 		return nil, err
 	}
-	return &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: s.url()}, nil
+	return &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: s.url(), Metadata: resumes()}, nil
 }
 
 // socketName is the same for all that belongs to one containerd and namespace.
@@ -165,7 +172,9 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 
 // Info implements shim.Shim.
 func (manager) Info(ctx context.Context, r io.Reader) (*types.RuntimeInfo, error) {
-	info := &types.RuntimeInfo{Name: Name, Version: &types.RuntimeVersion{Version: version.Version, Revision: version.Revision}}
+	info := &types.RuntimeInfo{
+		Name: Name, Version: &types.RuntimeVersion{Version: version.Version, Revision: version.Revision}, Annotations: resumes(),
+	}
 	o, err := readOptions(r)
 	if err != nil {
 		return nil, err

@@ -78,7 +78,8 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 	if err != nil {
 		return err
 	}
-	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(task.Intercept))
+	requests := newGate()
+	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(requests.intercept))
 	if err != nil {
 		return err
 	}
@@ -90,6 +91,8 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(ctx, l) }()
+	handOver := make(chan os.Signal, 1)
+	signal.Notify(handOver, unix.SIGUSR1)
 	word.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	writers := &logwriters.Writers{Outputs: tasks.Outputs, Connected: func() bool { return l.open.Load() > 0 }, Changed: l.changed}
@@ -97,7 +100,8 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 	writing.Go(func() { writers.Run(ctx) })
 	defer writing.Wait()
 	defer cancel()
-	return s.linger(ctx, l, func() bool { return tasks.Idle() && pods.Idle() && l.open.Load() == 0 }, failed)
+	idle := func() bool { return tasks.Idle() && pods.Idle() && l.open.Load() == 0 }
+	return s.linger(ctx, l, idle, ending{failed, handOver, func() { requests.close(ctx) }})
 }
 
 // services are what the supervisor offers, with what a dead one left.
@@ -128,16 +132,28 @@ func (s supervisor) services(ctx context.Context, reaper *process.Reaper, logs *
 	return tasks, pods, nil
 }
 
-// linger returns when the supervisor was idle for a while. The end is under the
-// lock of those who look for one.
-func (s supervisor) linger(ctx context.Context, l *listener, idle func() bool, failed <-chan error) error {
+// ending is what ends a supervisor that is not idle.
+type ending struct {
+	failed <-chan error
+	// handOver asks for the place, which the next one takes as after a crash, once
+	// settle has returned.
+	handOver <-chan os.Signal
+	settle   func()
+}
+
+// linger returns when the supervisor was idle for a while, or is to hand over. The
+// end of one that is idle is under the lock of those who look for one.
+func (s supervisor) linger(ctx context.Context, l *listener, idle func() bool, e ending) error {
 	tick := time.NewTicker(idlePoll)
 	defer tick.Stop()
 	last, accepted := time.Now(), l.accepted.Load()
 	for {
 		select {
-		case err := <-failed:
+		case err := <-e.failed:
 			return fmt.Errorf("serve: %w", err)
+		case <-e.handOver:
+			e.settle()
+			return nil
 		case <-tick.C:
 		}
 		if now := l.accepted.Load(); !idle() || now != accepted {

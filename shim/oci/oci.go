@@ -74,6 +74,17 @@ func (r *Runtime) Start(ctx context.Context) error {
 	return r.explain("start", r.runc.Log, r.runc.Start(ctx, r.id))
 }
 
+// StartPipe is in the runtime's directory of a container that was not started, and
+// open in its first process.
+const StartPipe = "exec.fifo"
+
+// LetGo is for a container whose first process does not wait at the pipe any more:
+// it reports whether the runtime died before it had taken the pipe away, and takes
+// it away, as a runtime goes by it.
+func (r *Runtime) LetGo() bool {
+	return os.Remove(filepath.Join(r.runc.Root, r.id, StartPipe)) == nil
+}
+
 // Exec starts a further process.
 func (r *Runtime) Exec(ctx context.Context, spec *specs.Process, p Process) (pid int, err error) {
 	// One file for each, so that several at a time do not get each other's errors.

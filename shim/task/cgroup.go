@@ -22,6 +22,7 @@ type group interface {
 	pids() ([]int, error)
 	// thaw lets a frozen process be killed, where that does not go by itself.
 	thaw() error
+	frozen() bool
 	// watchOOM calls oomed whenever the group ran out of memory, until stop.
 	watchOOM(oomed func()) (stop func(), err error)
 }
@@ -50,6 +51,11 @@ type v1 struct{ cg cgroup1.Cgroup }
 
 func (g v1) stats() (any, error) { return g.cg.Stat(cgroup1.IgnoreNotExist) }
 func (g v1) thaw() error         { return g.cg.Thaw() }
+
+func (g v1) frozen() bool {
+	s := g.cg.State()
+	return s == cgroup1.Frozen || s == cgroup1.Freezing
+}
 
 func (g v1) pids() (pids []int, err error) {
 	subsystems := g.cg.Subsystems()
@@ -96,6 +102,11 @@ type v2 struct {
 
 func (g v2) stats() (any, error) { return g.cg.Stat() }
 func (g v2) thaw() error         { return nil }
+
+func (g v2) frozen() bool {
+	data, err := os.ReadFile(filepath.Join(unifiedRoot, g.path, "cgroup.freeze"))
+	return err == nil && strings.TrimSpace(string(data)) == "1"
+}
 
 func (g v2) pids() (pids []int, err error) {
 	list, err := g.cg.Procs(true)

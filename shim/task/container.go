@@ -182,6 +182,14 @@ func (c *container) begin() (done func(), err error) {
 	}, nil
 }
 
+// noteStart writes down that the first process was let go.
+func (c *container) noteStart(ctx context.Context) {
+	c.Started = true
+	if err := statedir.Write(c.dir, c.Record); err != nil {
+		log.G(ctx).WithError(err).WithField("task", c.ID).Warn("write down that a container was started")
+	}
+}
+
 // note writes down how the first process ended.
 func (c *container) note(ctx context.Context, exit process.Exit) {
 	c.Exit = &exit

@@ -26,8 +26,10 @@ type Record struct {
 	// Shared says that other processes do not end with the first one.
 	Shared bool
 	// Pid is 0 until the container was made.
-	Pid  int
-	Exit *process.Exit `json:",omitempty"`
+	Pid int
+	// Started says that it was started; it may have been also where that is not said.
+	Started bool          `json:",omitempty"`
+	Exit    *process.Exit `json:",omitempty"`
 }
 
 const pinFile = "pidfd"

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/task"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/shim/oci"
 	"github.com/gantry-cri/gantry/shim/process"
 	"github.com/gantry-cri/gantry/shim/statedir"
 )
@@ -42,6 +44,9 @@ func (s *Service) Adopt(ctx context.Context) error {
 }
 
 func (s *Service) adopt(ctx context.Context, r Record, dir string) error {
+	if s.logs != nil {
+		s.logs.Add(r.Bundle)
+	}
 	c := s.newContainer(r, dir)
 	if r.Pid == 0 {
 		return fmt.Errorf("it was not made whole: %w", errdefs.ErrFailedPrecondition)
@@ -59,15 +64,43 @@ func (s *Service) adopt(ctx context.Context, r Record, dir string) error {
 	if err != nil {
 		return err
 	}
-	said, err := c.runtime.Status(ctx)
-	if err != nil {
-		log.G(ctx).WithError(err).WithField("task", r.ID).Warn("ask for the status of an adopted container")
-	}
-	c.init.process, c.init.status = p, statusNamed(said)
-	c.init.streams = holdStreams(ctx, r.Stdio)
+	c.init.process, c.init.streams = p, holdStreams(ctx, r.Stdio)
 	s.manage(ctx, c)
+	c.init.status = c.found(ctx)
 	go c.watch()
 	return nil
+}
+
+// found is the status of an adopted container. Whether it was started the kernel
+// tells, as the supervisor may have died in between: the first process of one that
+// was not has the pipe by which it is let go. A runtime may have another way.
+func (c *container) found(ctx context.Context) task.Status {
+	if !c.Started {
+		if waits(c.Pid) {
+			return task.Status_CREATED
+		}
+		if c.runtime.LetGo() {
+			return task.Status_RUNNING
+		}
+		said, err := c.runtime.Status(ctx)
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("task", c.ID).Warn("ask for the status of an adopted container")
+		}
+		return statusNamed(said)
+	}
+	if g, err := c.cgroup(); err == nil && g.frozen() {
+		return task.Status_PAUSED
+	}
+	return task.Status_RUNNING
+}
+
+// waits reports whether a process has the pipe open by which a runtime lets it go.
+func waits(pid int) bool {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	return err == nil && slices.ContainsFunc(files, func(file string) bool {
+		to, err := os.Readlink(file)
+		return err == nil && filepath.Base(to) == oci.StartPipe
+	})
 }
 
 // statusNamed is the status for a runtime's word. That a process has ended is

@@ -207,6 +207,7 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 		if err := c.runtime.Start(ctx); err != nil {
 			return err
 		}
+		c.noteStart(ctx)
 		s.publish(ctx, &events.TaskStart{ContainerID: c.ID, Pid: uint32(c.Pid)})
 		return nil
 	})

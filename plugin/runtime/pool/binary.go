@@ -89,24 +89,33 @@ func (s *shim) callDelete(ctx context.Context) (*crt.Exit, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, buryLimit)
 	defer cancel()
+	out, err := s.call(ctx, nil, "-bundle", s.bundle.Path, "delete")
+	if err != nil {
+		return nil, err
+	}
+	return parseDeleted(out)
+}
+
+// call runs the shim's program for one of its actions, which is the last argument.
+func (s *shim) call(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	d := s.pool.Daemon
-	cmd := exec.CommandContext(ctx, s.binary, "-namespace", s.bundle.Namespace, "-address", d.GRPCAddress,
-		"-publish-binary", self, "-id", s.bundle.ID, "-bundle", s.bundle.Path, "delete")
+	args = append([]string{"-namespace", s.bundle.Namespace, "-address", d.GRPCAddress, "-publish-binary", self, "-id", s.bundle.ID}, args...)
+	cmd := exec.CommandContext(ctx, s.binary, args...)
 	cmd.Dir = s.bundle.Path
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=2", "MAX_SHIM_VERSION=2", "TTRPC_ADDRESS="+d.TTRPCAddress,
 		"GRPC_ADDRESS="+d.GRPCAddress, "NAMESPACE="+s.bundle.Namespace)
 	cmd.Env = append(cmd.Env, d.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("run %s delete: %w: %s", filepath.Base(s.binary), err, bytes.TrimSpace(stderr.Bytes()))
+		return nil, fmt.Errorf("run %s %s: %w: %s", filepath.Base(s.binary), args[len(args)-1], err, bytes.TrimSpace(stderr.Bytes()))
 	}
-	return parseDeleted(stdout.Bytes())
+	return stdout.Bytes(), nil
 }
 
 // parseDeleted reads what the shim's clean-up prints.

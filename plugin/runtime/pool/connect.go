@@ -14,8 +14,10 @@ import (
 	"sync"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	v2 "github.com/containerd/containerd/v2/core/runtime/v2"
+	"github.com/containerd/containerd/v2/core/sandbox"
 	client "github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/fifo"
@@ -32,6 +34,10 @@ import (
 // process that has its socket open for connections. A stopped process has.
 var errNobodyListens = errors.New("nobody listens on the shim's socket")
 
+// errForgotten is the proof of death of a task that outlives its shim: the shim
+// is there again and does not know it.
+var errForgotten = errors.New("the shim does not know it")
+
 // errBroke says that a connection closed before the shim answered, as it does
 // while a process dies: the next attempt tells more.
 var errBroke = errors.New("the connection closed")
@@ -39,6 +45,8 @@ var errBroke = errors.New("the connection closed")
 // connection is a working connection to a shim.
 type connection struct {
 	api v2.TaskServiceClient
+	// raw is the client under api, for the other services of the shim.
+	raw any
 	// address and version are the endpoint as it is given to others.
 	address string
 	version int
@@ -52,22 +60,17 @@ func (s *shim) connect(ctx context.Context) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	raw, closed, err := dial(params)
+	conn, err := s.open(ctx, params)
 	if err != nil {
 		return nil, err
 	}
-	stopLog := copyLog(ctx, s.bundle.Path)
-	conn := &connection{
-		address: params.GetProtocol() + "+" + params.GetAddress(), closed: closed,
-		close: sync.OnceValue(func() error { stopLog(); return raw.Close() }),
-	}
 	for _, version := range []int{int(params.GetVersion()), int(params.GetVersion()) - 1} {
 		conn.version = version
-		if conn.api, err = v2.NewTaskClient(raw, version); err != nil {
+		if conn.api, err = v2.NewTaskClient(conn.raw, version); err != nil {
 			break
 		}
 		// A shim of an older release may speak an older version than it says.
-		if err = s.ask(ctx, conn.api); !errdefs.IsNotImplemented(err) {
+		if err = s.ask(ctx, conn); !errdefs.IsNotImplemented(err) {
 			break
 		}
 	}
@@ -77,15 +80,65 @@ func (s *shim) connect(ctx context.Context) (*connection, error) {
 	return conn, nil
 }
 
-func (s *shim) ask(ctx context.Context, c v2.TaskServiceClient) error {
+// open returns a connection to a shim, of the version that it says.
+func (s *shim) open(ctx context.Context, params *bootapi.BootstrapResult) (*connection, error) {
+	raw, closed, release, err := s.dial(params)
+	if err != nil {
+		return nil, err
+	}
+	stopLog := copyLog(ctx, s.bundle.Path)
+	conn := &connection{
+		raw: raw, version: int(params.GetVersion()), closed: closed,
+		address: params.GetProtocol() + "+" + params.GetAddress(),
+		close:   sync.OnceValue(func() error { stopLog(); return release() }),
+	}
+	if conn.api, err = v2.NewTaskClient(raw, conn.version); err != nil {
+		return nil, errors.Join(err, conn.close())
+	}
+	return conn, nil
+}
+
+// dial connects to the shim: by the connection that others have too, if it is
+// everybody's.
+func (s *shim) dial(params *bootapi.BootstrapResult) (raw any, closed <-chan struct{}, release func() error, err error) {
+	if s.lasting {
+		return s.pool.links.take(params)
+	}
+	c, closed, err := dial(params)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return c, closed, c.Close, nil
+}
+
+// question is what tells whether the shim answers, and of one that takes tasks
+// over whether it has taken over this.
+func (s *shim) question(ctx context.Context, c *connection) (err error) {
+	switch {
+	case s.pod:
+		var pods sandboxapi.TTRPCSandboxService
+		if pods, err = sandbox.NewClient(c.raw); err == nil {
+			_, err = pods.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: s.bundle.ID})
+		}
+	case s.lasting:
+		_, err = c.api.State(ctx, &api.StateRequest{ID: s.bundle.ID})
+	default:
+		_, err = c.api.Connect(ctx, &api.ConnectRequest{ID: s.bundle.ID})
+	}
+	return err
+}
+
+func (s *shim) ask(ctx context.Context, c *connection) error {
 	ctx, cancel := context.WithTimeout(ctx, probeLimit)
 	defer cancel()
-	_, err := c.Connect(ctx, &api.ConnectRequest{ID: s.bundle.ID})
+	err := s.question(ctx, c)
 	if err == nil {
 		return nil
 	}
 	known := native(err)
 	switch _, answer := status.FromError(err); {
+	case s.lasting && errdefs.IsNotFound(known):
+		return fmt.Errorf("ask the shim: %w: %w", errForgotten, known)
 	case errdefs.IsUnavailable(known):
 		return fmt.Errorf("ask the shim: %w: %w", errBroke, known)
 	case errdefs.IsNotImplemented(known), errdefs.IsDeadlineExceeded(known), errdefs.IsCanceled(known), !answer:
@@ -96,11 +149,14 @@ func (s *shim) ask(ctx context.Context, c v2.TaskServiceClient) error {
 	return nil
 }
 
+// bootstrapFile is in a bundle: the shim's answer to its start.
+const bootstrapFile = "bootstrap.json"
+
 // readBootstrap reads how the shim is reached. A bundle that does not say was
 // left by a daemon that ended before it heard from the shim, which therefore
 // has no task; and no shim can be reached by a file that is damaged.
 func readBootstrap(bundle string) (*bootapi.BootstrapResult, error) {
-	data, err := os.ReadFile(filepath.Join(bundle, "bootstrap.json"))
+	data, err := os.ReadFile(filepath.Join(bundle, bootstrapFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("the shim has not said where it listens: %w", errNobodyListens)
 	}

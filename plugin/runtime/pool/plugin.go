@@ -4,12 +4,14 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/events/exchange"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/mount"
 	crt "github.com/containerd/containerd/v2/core/runtime"
 	v2 "github.com/containerd/containerd/v2/core/runtime/v2"
+	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/plugin"
@@ -35,7 +37,38 @@ func Install(namespace string) error {
 	if !installed {
 		return fmt.Errorf("install the task runtime: containerd has no plugin %s.task: %w", plugins.RuntimePluginV2, errdefs.ErrFailedPrecondition)
 	}
+	installController()
 	return nil
+}
+
+// installController puts a Controller in the place of containerd's sandbox
+// controller "shim", if there is one.
+func installController() {
+	registry.Graph(func(r *plugin.Registration) bool {
+		if r.Type == plugins.SandboxControllerPlugin && r.ID == "shim" {
+			stock := r.InitFn
+			r.Requires = append(slices.Clone(r.Requires), plugins.RuntimePluginV2)
+			r.InitFn = func(ic *plugin.InitContext) (any, error) { return initController(ic, stock) }
+		}
+		return false
+	})
+}
+
+func initController(ic *plugin.InitContext, stock func(*plugin.InitContext) (any, error)) (any, error) {
+	c, err := stock(ic)
+	if err != nil {
+		return nil, err
+	}
+	rt, err := ic.GetSingle(plugins.RuntimePluginV2)
+	if err != nil {
+		return nil, fmt.Errorf("get task runtime: %w", err)
+	}
+	controller, known := c.(sandbox.Controller)
+	p, pooled := rt.(*Pool)
+	if !known || !pooled {
+		return nil, fmt.Errorf("a %T over a %T: %w", c, rt, errdefs.ErrInternal)
+	}
+	return NewController(p, controller), nil
 }
 
 // directory is the pool's own beneath the stock runtime's, which takes those

@@ -11,6 +11,9 @@
 // its tasks are NotFound only after that. A silent one is never touched, unless
 // its pod is to end: EndSilent.
 //
+// Tasks that outlive their shim, and its sandboxes, are the pool's own from the
+// beginning: lasting.go, and controller.go.
+//
 // It does not decide what becomes of a pod. Start reading at Pool, then
 // shim.go for the life of one of those shims.
 package pool
@@ -38,6 +41,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/gantry-cri/gantry/plugin/flight"
 	"github.com/gantry-cri/gantry/plugin/lifecycle"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -80,15 +84,20 @@ const cleanups = 4
 // Pool is the task runtime.
 type Pool struct {
 	Options
-	own   crt.PlatformRuntime
-	slots chan struct{}
+	own      crt.PlatformRuntime
+	slots    chan struct{}
+	links    *links
+	revivals flight.Turns[string] // by address
 
 	mu    sync.Mutex
-	shims map[string]*shim       // from earlier daemons, by task
+	shims map[string]*shim       // from earlier daemons, and lasting ones, by task
+	pods  map[string]*shim       // of sandboxes of lasting shims
 	exits map[string]record.Exit // of tasks whose shim was dead
 	// unread are directories of earlier daemons that could not be read yet.
 	// Until then nobody knows that a task is not there.
 	unread []string
+	// runtimes are those that were asked whether they resume.
+	runtimes map[string]runtimeAnswer
 }
 
 var _ crt.PlatformRuntime = (*Pool)(nil)
@@ -96,7 +105,10 @@ var _ crt.PlatformRuntime = (*Pool)(nil)
 // New returns the runtime at once and recovers the shims of earlier daemons in
 // the background.
 func New(ctx context.Context, o Options) (*Pool, error) {
-	p := &Pool{Options: o, slots: make(chan struct{}, cleanups), shims: map[string]*shim{}, exits: map[string]record.Exit{}}
+	p := &Pool{
+		Options: o, slots: make(chan struct{}, cleanups), links: newLinks(),
+		shims: map[string]*shim{}, pods: map[string]*shim{}, exits: map[string]record.Exit{}, runtimes: map[string]runtimeAnswer{},
+	}
 	generation, err := p.find(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("find shims: %w", err)
@@ -111,7 +123,7 @@ func New(ctx context.Context, o Options) (*Pool, error) {
 	if p.own, err = o.New(root, state); err != nil {
 		return nil, err
 	}
-	p.recover(slices.Collect(maps.Values(p.shims)))
+	p.recover(slices.Concat(slices.Collect(maps.Values(p.shims)), slices.Collect(maps.Values(p.pods))))
 	if unread := slices.Clone(p.unread); len(unread) > 0 {
 		o.Background.Go("find the shims of earlier daemons", func(ctx context.Context) {
 			for _, g := range unread {
@@ -134,7 +146,7 @@ var retries = lifecycle.Backoff{First: retryMin, Last: retryMax}
 
 // findLate is findIn for a directory that could not be read at the start.
 func (p *Pool) findLate(ctx context.Context, generation string) error {
-	found, err := p.findIn(ctx, generation)
+	found, err := p.findIn(ctx, p.State, p.Root, generation)
 	if err != nil {
 		return err
 	}
@@ -163,11 +175,11 @@ func (p *Pool) find(ctx context.Context) (string, error) {
 	last := 0
 	for _, e := range entries {
 		n, err := strconv.Atoi(e.Name())
-		if err != nil || !e.IsDir() {
+		if err != nil && e.Name() != lastingDir || !e.IsDir() {
 			continue
 		}
 		last = max(last, n)
-		found, err := p.findIn(ctx, e.Name())
+		found, err := p.findIn(ctx, p.State, p.Root, e.Name())
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("directory", e.Name()).Error("find the shims of an earlier daemon")
 			p.unread = append(p.unread, e.Name())
@@ -176,16 +188,21 @@ func (p *Pool) find(ctx context.Context) (string, error) {
 			p.shims[s.bundle.ID] = s
 		}
 	}
-	if err := p.sweepRoot(); err != nil {
-		log.G(ctx).WithError(err).Warn("remove working directories that have no task")
+	if err := p.findPods(ctx); err != nil {
+		return "", err
+	}
+	for _, dirs := range [][2]string{{p.Root, p.State}, {p.podRoot(), p.podState()}} {
+		if err := p.sweepRoot(dirs[0], dirs[1]); err != nil {
+			log.G(ctx).WithError(err).Warn("remove working directories that have no task")
+		}
 	}
 	return strconv.Itoa(last + 1), nil
 }
 
 // findIn returns the shims in the directory of one earlier daemon: all, or none
 // with an error.
-func (p *Pool) findIn(ctx context.Context, generation string) ([]*shim, error) {
-	state := filepath.Join(p.State, generation)
+func (p *Pool) findIn(ctx context.Context, top, root, generation string) ([]*shim, error) {
+	state := filepath.Join(top, generation)
 	dir := filepath.Join(state, p.Namespace)
 	entries, err := os.ReadDir(dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -205,9 +222,9 @@ func (p *Pool) findIn(ctx context.Context, generation string) ([]*shim, error) {
 		if err != nil {
 			return nil, err
 		}
-		found = append(found, newShim(p, bundle))
+		found = append(found, foundShim(p, bundle, root))
 	}
-	if len(entries) == 0 {
+	if len(entries) == 0 && generation != lastingDir {
 		// They stay while there is something in them.
 		_ = removeEmpty(dir, state)
 	}
@@ -216,8 +233,8 @@ func (p *Pool) findIn(ctx context.Context, generation string) ([]*shim, error) {
 
 // sweepRoot removes the working directories of bundles that are not there: a
 // reboot took them, or a daemon ended between the one and the other.
-func (p *Pool) sweepRoot() error {
-	works, err := filepath.Glob(filepath.Join(p.Root, "*", p.Namespace, "*"))
+func (p *Pool) sweepRoot(root, state string) error {
+	works, err := filepath.Glob(filepath.Join(root, "*", p.Namespace, "*"))
 	if err != nil {
 		return err
 	}
@@ -225,11 +242,11 @@ func (p *Pool) sweepRoot() error {
 	for _, work := range works {
 		dir := filepath.Dir(work)
 		generation := filepath.Base(filepath.Dir(dir))
-		if _, err := os.Stat(filepath.Join(p.State, generation, p.Namespace, filepath.Base(work))); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(filepath.Join(state, generation, p.Namespace, filepath.Base(work))); errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, os.RemoveAll(work))
 		}
 	}
-	generations, err := filepath.Glob(filepath.Join(p.Root, "*"))
+	generations, err := filepath.Glob(filepath.Join(root, "*"))
 	if err != nil {
 		return err
 	}
@@ -238,13 +255,6 @@ func (p *Pool) sweepRoot() error {
 		_ = removeEmpty(filepath.Join(g, p.Namespace), g)
 	}
 	return errors.Join(errs...)
-}
-
-// workDir is the working directory of a bundle. The bundle has a link to it,
-// unless its daemon ended too early.
-func (p *Pool) workDir(bundle string) string {
-	dir := filepath.Dir(bundle)
-	return filepath.Join(p.Root, filepath.Base(filepath.Dir(dir)), p.Namespace, filepath.Base(bundle))
 }
 
 func removeEmpty(dirs ...string) error {
@@ -276,6 +286,13 @@ func (p *Pool) Create(ctx context.Context, id string, opts crt.CreateOpts) (crt.
 	}
 	if p.recovered(id) != nil {
 		return nil, fmt.Errorf("task %s: %w", id, errdefs.ErrAlreadyExists)
+	}
+	lasts, err := p.lasts(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	if lasts {
+		return p.createLasting(ctx, id, opts)
 	}
 	// The runtime of new tasks does not know the pod's shim.
 	if pod := p.recovered(opts.SandboxID); pod != nil && opts.Address == "" {
@@ -346,6 +363,9 @@ func (p *Pool) Delete(ctx context.Context, id string) (*crt.Exit, error) {
 	if !p.ours(ctx) {
 		return p.Stock.Delete(ctx, id)
 	}
+	if s := p.recovered(id); s != nil && s.lasting {
+		return s.delete(ctx)
+	}
 	defer p.sweepSockets(ctx, id)
 	if s := p.recovered(id); s != nil {
 		return s.delete(ctx)
@@ -383,7 +403,7 @@ func (p *Pool) adopt(ctx context.Context, id string) *shim {
 	if s := p.shims[id]; s != nil {
 		return s
 	}
-	s := newShim(p, bundle)
+	s := foundShim(p, bundle, p.Root)
 	p.shims[id] = s
 	p.Background.Go("clean up after task "+id, s.run)
 	return s
@@ -423,13 +443,21 @@ func (p *Pool) recovered(id string) *shim {
 // daemon takes the daemon's directories along.
 func (p *Pool) forget(s *shim, exit *record.Exit) {
 	p.mu.Lock()
-	delete(p.shims, s.bundle.ID)
-	if exit != nil {
-		p.exits[s.bundle.ID] = *exit
+	switch {
+	case s.pod:
+		delete(p.pods, s.bundle.ID)
+	default:
+		delete(p.shims, s.bundle.ID)
+		if exit != nil {
+			p.exits[s.bundle.ID] = *exit
+		}
 	}
 	p.mu.Unlock()
 	dir := filepath.Dir(s.bundle.Path)
 	generation := filepath.Base(filepath.Dir(dir))
+	if generation == lastingDir {
+		return // others are being made there
+	}
 	// They stay while there is another in them.
 	for _, top := range []string{p.State, p.Root} {
 		if removeEmpty(filepath.Join(top, generation, p.Namespace)) == nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -53,11 +54,18 @@ func (p phase) String() string {
 	return [...]string{"not reached yet", "silent", "serving", "dead and being cleaned up", "gone"}[p]
 }
 
-// shim is the connection to a shim process for one of its tasks, as it was
-// found when the daemon started.
+// shim is the connection to a shim process for one of its tasks: as it was found
+// when the daemon started, or for a task of this daemon that outlives its shim.
 type shim struct {
 	pool   *Pool
 	bundle *v2.Bundle
+	// work is the working directory of the bundle, which has a link to it unless
+	// its daemon ended too early.
+	work string
+	// pod says that it is for a sandbox and not for a task.
+	pod bool
+	// lasting says that the task outlives the shim: see lasting.go.
+	lasting bool
 	// binary is the shim's program, found before any bundle is removed: those
 	// of containers point to that of their pod. "" if it is not known.
 	binary string
@@ -66,6 +74,9 @@ type shim struct {
 	creators []int
 
 	woken chan struct{} // capacity 1: something has changed, do not pause
+	// lost is when a lasting one could not be started again for the first time;
+	// it is run's.
+	lost time.Time
 
 	mu      sync.Mutex
 	now     standing
@@ -81,8 +92,21 @@ type standing struct {
 	leaving bool
 }
 
-func newShim(p *Pool, bundle *v2.Bundle) *shim {
-	return &shim{pool: p, bundle: bundle, binary: binaryOf(p, bundle), woken: make(chan struct{}, 1), changed: make(chan struct{})}
+func newShim(p *Pool, bundle *v2.Bundle, root, binary string) *shim {
+	dir := filepath.Dir(bundle.Path)
+	return &shim{
+		pool: p, bundle: bundle, binary: binary, woken: make(chan struct{}, 1), changed: make(chan struct{}),
+		work: filepath.Join(root, filepath.Base(filepath.Dir(dir)), filepath.Base(dir), bundle.ID),
+	}
+}
+
+// foundShim is the shim of a bundle that is there.
+func foundShim(p *Pool, bundle *v2.Bundle, root string) *shim {
+	s := newShim(p, bundle, root, binaryOf(p, bundle))
+	if params, err := readBootstrap(bundle.Path); err == nil {
+		s.lasting = resumes(params.GetMetadata())
+	}
+	return s
 }
 
 func (s *shim) current() standing {
@@ -125,7 +149,9 @@ func (s *shim) serving(ctx context.Context) (*connection, error) {
 		s.mu.Unlock()
 		switch now.phase {
 		case serving:
-			return now.conn, nil
+			if !s.lasting || !now.conn.broken() {
+				return now.conn, nil
+			}
 		case silent:
 			return nil, fmt.Errorf("the shim of task %s is alive and does not answer: %w", s.bundle.ID, errdefs.ErrUnavailable)
 		case gone:
@@ -144,9 +170,24 @@ func (s *shim) run(ctx context.Context) {
 	ctx = namespaces.WithNamespace(ctx, s.bundle.Namespace)
 	ctx = log.WithLogger(ctx, log.G(ctx).WithField("task", s.bundle.ID))
 	s.endCreators(ctx)
-	served, failures := false, 0
+	s.reconnect(ctx, false)
+}
+
+// keep is run for a task of this daemon, with its connection.
+func (s *shim) keep(ctx context.Context, conn *connection) {
+	ctx = namespaces.WithNamespace(ctx, s.bundle.Namespace)
+	ctx = log.WithLogger(ctx, log.G(ctx).WithField("task", s.bundle.ID))
+	if !s.serve(ctx, conn) {
+		s.reconnect(ctx, true)
+	}
+}
+
+// reconnect connects and connects again; served says that the task was known to
+// run.
+func (s *shim) reconnect(ctx context.Context, served bool) {
+	failures := 0
 	for pause := retryMin; ; pause = min(2*pause, retryMax) {
-		conn, err := s.connect(ctx)
+		conn, err := s.reach(ctx)
 		switch {
 		case err == nil:
 			served, pause = true, retryMin
@@ -154,7 +195,8 @@ func (s *shim) run(ctx context.Context) {
 				return
 			}
 			continue
-		case errors.Is(err, errNobodyListens):
+		case errors.Is(err, errNobodyListens), errors.Is(err, errForgotten):
+			log.G(ctx).WithError(err).Info("the shim is dead, or has lost its task; cleaning up")
 			s.set(standing{phase: dead})
 			if s.bury(ctx, served, failures >= buryTries) {
 				return
@@ -225,6 +267,11 @@ func (s *shim) bury(ctx context.Context, served, force bool) bool {
 	case <-ctx.Done():
 		return true
 	}
+	if s.lasting {
+		// Its last create may go on without it.
+		creators([]*shim{s})
+		s.endCreators(ctx)
+	}
 	exit, err := s.callDelete(ctx)
 	if err != nil && !force {
 		log.G(ctx).WithError(err).Warn("clean up after a dead shim; trying again")
@@ -238,7 +285,7 @@ func (s *shim) bury(ctx context.Context, served, force bool) bool {
 		log.G(ctx).WithError(err).Warn("remove the bundle of a dead shim; trying again")
 		return false
 	}
-	if served {
+	if served && !s.pod {
 		s.publish(ctx, exit)
 	}
 	s.vanish(exit)
@@ -271,7 +318,7 @@ const unknownCode = 137
 
 // remove takes away what the daemon holds of the task.
 func (s *shim) remove(ctx context.Context) error {
-	if s.pool.Mounts != nil {
+	if s.pool.Mounts != nil && !s.pod {
 		err := s.pool.Mounts.Deactivate(ctx, s.bundle.ID)
 		if err != nil && !errdefs.IsNotFound(err) {
 			log.G(ctx).WithError(err).Warn("deactivate the mounts of a task")
@@ -280,7 +327,7 @@ func (s *shim) remove(ctx context.Context) error {
 	if err := s.bundle.Delete(); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(s.pool.workDir(s.bundle.Path)); err != nil {
+	if err := os.RemoveAll(s.work); err != nil {
 		return fmt.Errorf("remove working directory: %w", err)
 	}
 	return nil

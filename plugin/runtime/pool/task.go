@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -29,6 +30,17 @@ var (
 	_ crt.Task        = (*task)(nil)
 	_ crt.ExecProcess = (*further)(nil)
 )
+
+// query is call for a request that may be made twice: when the connection closes
+// before there is an answer, and the task outlives its shim, it is made again.
+func query[R any](ctx context.Context, s *shim, fn func(api v2.TaskServiceClient) (R, error)) (R, error) {
+	for {
+		r, err := call(ctx, s, fn)
+		if !s.lasting || !errors.Is(err, ttrpc.ErrClosed) {
+			return r, err
+		}
+	}
+}
 
 // call runs one request over the connection of the moment.
 func call[R any](ctx context.Context, s *shim, fn func(api v2.TaskServiceClient) (R, error)) (R, error) {
@@ -53,17 +65,34 @@ func native(err error) error {
 }
 
 func (p process) Kill(ctx context.Context, signal uint32, all bool) error {
-	_, err := call(ctx, p.shim, func(c v2.TaskServiceClient) (any, error) {
+	send := call[any]
+	if signal == uint32(unix.SIGKILL) {
+		send = query[any]
+	}
+	_, err := send(ctx, p.shim, func(c v2.TaskServiceClient) (any, error) {
 		return c.Kill(ctx, &api.KillRequest{ID: p.shim.bundle.ID, ExecID: p.exec, Signal: signal, All: all && p.exec == ""})
 	})
 	return err
 }
 
+// Start releases the process. Of an exec nobody can tell whether it was started
+// when the connection closes before there is an answer.
 func (p process) Start(ctx context.Context) error {
-	_, err := call(ctx, p.shim, func(c v2.TaskServiceClient) (any, error) {
-		return c.Start(ctx, &api.StartRequest{ID: p.shim.bundle.ID, ExecID: p.exec})
-	})
-	return err
+	for {
+		_, err := call(ctx, p.shim, func(c v2.TaskServiceClient) (any, error) {
+			return c.Start(ctx, &api.StartRequest{ID: p.shim.bundle.ID, ExecID: p.exec})
+		})
+		if !p.shim.lasting || p.exec != "" || !errors.Is(err, ttrpc.ErrClosed) {
+			return err
+		}
+		now, err := p.State(ctx)
+		if err != nil {
+			return err
+		}
+		if now.Status != crt.CreatedStatus {
+			return nil
+		}
+	}
 }
 
 func (p process) ResizePty(ctx context.Context, size crt.ConsoleSize) error {
@@ -89,7 +118,7 @@ var statuses = map[tasktypes.Status]crt.Status{
 }
 
 func (p process) State(ctx context.Context) (crt.State, error) {
-	r, err := call(ctx, p.shim, func(c v2.TaskServiceClient) (*api.StateResponse, error) {
+	r, err := query(ctx, p.shim, func(c v2.TaskServiceClient) (*api.StateResponse, error) {
 		return c.State(ctx, &api.StateRequest{ID: p.shim.bundle.ID, ExecID: p.exec})
 	})
 	if err != nil {
@@ -102,7 +131,7 @@ func (p process) State(ctx context.Context) (crt.State, error) {
 }
 
 func (p process) Wait(ctx context.Context) (*crt.Exit, error) {
-	r, err := call(ctx, p.shim, func(c v2.TaskServiceClient) (*api.WaitResponse, error) {
+	r, err := query(ctx, p.shim, func(c v2.TaskServiceClient) (*api.WaitResponse, error) {
 		return c.Wait(ctx, &api.WaitRequest{ID: p.shim.bundle.ID, ExecID: p.exec})
 	})
 	if err != nil {
@@ -118,7 +147,7 @@ func (t *task) ID() string        { return t.shim.bundle.ID }
 func (t *task) Namespace() string { return t.shim.bundle.Namespace }
 
 func (t *task) PID(ctx context.Context) (uint32, error) {
-	r, err := call(ctx, t.shim, func(c v2.TaskServiceClient) (*api.ConnectResponse, error) {
+	r, err := query(ctx, t.shim, func(c v2.TaskServiceClient) (*api.ConnectResponse, error) {
 		return c.Connect(ctx, &api.ConnectRequest{ID: t.ID()})
 	})
 	return r.GetTaskPid(), err
@@ -163,7 +192,7 @@ func (t *task) Process(ctx context.Context, id string) (crt.ExecProcess, error) 
 }
 
 func (t *task) Pids(ctx context.Context) ([]crt.ProcessInfo, error) {
-	r, err := call(ctx, t.shim, func(c v2.TaskServiceClient) (*api.PidsResponse, error) {
+	r, err := query(ctx, t.shim, func(c v2.TaskServiceClient) (*api.PidsResponse, error) {
 		return c.Pids(ctx, &api.PidsRequest{ID: t.ID()})
 	})
 	if err != nil {
@@ -191,7 +220,7 @@ func (t *task) Update(ctx context.Context, resources *anypb.Any, annotations map
 }
 
 func (t *task) Stats(ctx context.Context) (*anypb.Any, error) {
-	r, err := call(ctx, t.shim, func(c v2.TaskServiceClient) (*api.StatsResponse, error) {
+	r, err := query(ctx, t.shim, func(c v2.TaskServiceClient) (*api.StatsResponse, error) {
 		return c.Stats(ctx, &api.StatsRequest{ID: t.ID()})
 	})
 	return r.GetStats(), err
@@ -228,11 +257,15 @@ func (s *shim) delete(ctx context.Context) (*crt.Exit, error) {
 	}
 	id := s.bundle.ID
 	r, err := conn.api.Delete(ctx, &api.DeleteRequest{ID: id})
+	if s.lasting && errors.Is(err, ttrpc.ErrClosed) {
+		return s.delete(ctx) // it waits for the next one
+	}
 	// A shim that does not know the task has never had it, or a delete was
 	// broken off here.
 	if err != nil && !errdefs.IsNotFound(native(err)) {
 		return nil, native(err)
 	}
+	taken := s.lasting && err == nil
 	s.set(standing{phase: serving, conn: conn, leaving: true})
 	asked, cancel := context.WithTimeout(ctx, shutdownLimit)
 	defer cancel()
@@ -242,8 +275,10 @@ func (s *shim) delete(ctx context.Context) (*crt.Exit, error) {
 	if err := conn.close(); err != nil {
 		log.G(ctx).WithError(err).WithField("task", id).Warn("close the connection to the shim")
 	}
-	if _, err := s.callDelete(ctx); err != nil {
-		log.G(ctx).WithError(err).WithField("task", id).Warn("clean up after a task")
+	if !taken {
+		if _, err := s.callDelete(ctx); err != nil {
+			log.G(ctx).WithError(err).WithField("task", id).Warn("clean up after a task")
+		}
 	}
 	if err := s.remove(ctx); err != nil {
 		return nil, s.stuck(fmt.Errorf("remove the bundle of task %s: %w", id, err))

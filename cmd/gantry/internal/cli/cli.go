@@ -73,7 +73,7 @@ func (a *app) root() *cobra.Command {
 		Use:   "gantry",
 		Short: "Look after a node whose pods are run by gantry",
 		Long: `gantry looks after a node whose pods are run by containerd with gantry's CRI
-service. It only looks: no command changes anything.
+service. It only looks, but for one command: supervisor upgrade.
 
 New here? Begin with
 
@@ -96,7 +96,7 @@ New here? Begin with
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w (%s --help tells which flags there are)", err, c.CommandPath())}
 	})
-	root.AddCommand(a.version(), a.config(), a.ops(), a.check())
+	root.AddCommand(a.version(), a.config(), a.ops(), a.check(), a.supervisor())
 	return root
 }
 
