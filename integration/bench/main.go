@@ -7,6 +7,8 @@
 //	go run ./integration/bench -quick                   a look, on standard output
 //	go run ./integration/bench -only density -rounds 9  one section, more rounds
 //	go run ./integration/bench -profile /tmp/p          where the time goes instead
+//	go run ./integration/bench -subjects stock:runc,gantry:runc,gantry:gantry
+//	                                                    our own shim as well, without pause processes
 //
 // The machine need not be quiet. Subjects take turns within a round, and who
 // begins changes from round to round; a ratio is the median of the ratios of the

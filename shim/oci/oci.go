@@ -1,6 +1,7 @@
 // Package oci calls an OCI runtime that has runc's verbs, as the options of a
 // task say. It keeps no state: what it knows of a container is in the
-// container's bundle, and in the runtime's own directory.
+// container's bundle, and in the runtime's own directory. Where the files there
+// tell how, it starts and deletes a container itself, which saves a program each.
 //
 // Start reading at Runtime.
 package oci
@@ -69,22 +70,6 @@ func (r *Runtime) Create(ctx context.Context, p Process) (pid int, err error) {
 	return readPid(p.PidFile)
 }
 
-// Start lets the first process go.
-func (r *Runtime) Start(ctx context.Context) error {
-	return r.explain("start", r.runc.Log, r.runc.Start(ctx, r.id))
-}
-
-// StartPipe is in the runtime's directory of a container that was not started, and
-// open in its first process.
-const StartPipe = "exec.fifo"
-
-// LetGo is for a container whose first process does not wait at the pipe any more:
-// it reports whether the runtime died before it had taken the pipe away, and takes
-// it away, as a runtime goes by it.
-func (r *Runtime) LetGo() bool {
-	return os.Remove(filepath.Join(r.runc.Root, r.id, StartPipe)) == nil
-}
-
 // Exec starts a further process.
 func (r *Runtime) Exec(ctx context.Context, spec *specs.Process, p Process) (pid int, err error) {
 	// One file for each, so that several at a time do not get each other's errors.
@@ -141,24 +126,8 @@ func (r *Runtime) Checkpoint(ctx context.Context, path string, o *options.Checkp
 	}, actions...))
 }
 
-// Delete takes the container away, with its processes if force is set. One that
-// is not there is no error.
-func (r *Runtime) Delete(ctx context.Context, force bool) error {
-	if _, err := os.Stat(filepath.Join(r.runc.Root, r.id)); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return r.explain("delete", r.runc.Log, r.runc.Delete(ctx, r.id, &runc.DeleteOpts{Force: force}))
-}
-
-// Status is what the runtime says of the container: "created", "running",
-// "paused" or "stopped".
-func (r *Runtime) Status(ctx context.Context) (string, error) {
-	c, err := r.runc.State(ctx, r.id)
-	if err != nil {
-		return "", r.explain("state", r.runc.Log, err)
-	}
-	return c.Status, nil
-}
+// dir is where the runtime keeps what it knows of the container.
+func (r *Runtime) dir() string { return filepath.Join(r.runc.Root, r.id) }
 
 // explain puts the runtime's own words into an error.
 func (r *Runtime) explain(verb, log string, err error) error {

@@ -2,10 +2,12 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/cgroups/v3/cgroup1"
@@ -20,6 +22,8 @@ type group interface {
 	// stats is what the kernel counts, as containerd's clients know it.
 	stats() (any, error)
 	pids() ([]int, error)
+	// kill kills what is in the group at the moment.
+	kill() error
 	// thaw lets a frozen process be killed, where that does not go by itself.
 	thaw() error
 	frozen() bool
@@ -55,6 +59,17 @@ func (g v1) thaw() error         { return g.cg.Thaw() }
 func (g v1) frozen() bool {
 	s := g.cg.State()
 	return s == cgroup1.Frozen || s == cgroup1.Freezing
+}
+
+func (g v1) kill() error {
+	pids, err := g.pids()
+	if err != nil {
+		return err
+	}
+	killed := killListed(pids, g.pids)
+	// What is frozen dies no sooner. Nothing else need be.
+	_ = g.thaw()
+	return killed
 }
 
 func (g v1) pids() (pids []int, err error) {
@@ -108,12 +123,76 @@ func (g v2) frozen() bool {
 	return err == nil && strings.TrimSpace(string(data)) == "1"
 }
 
+func (g v2) kill() error {
+	err := g.cg.Kill()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
 func (g v2) pids() (pids []int, err error) {
 	list, err := g.cg.Procs(true)
 	for _, p := range list {
 		pids = append(pids, int(p))
 	}
 	return pids, err
+}
+
+const (
+	killLimit = time.Second
+	killPoll  = 2 * time.Millisecond
+)
+
+// killGroup kills what is in a group until it is empty, or gone.
+func killGroup(ctx context.Context, g group) error {
+	tick := time.NewTicker(killPoll)
+	defer tick.Stop()
+	for end := time.Now().Add(killLimit); ; <-tick.C {
+		pids, err := g.pids()
+		if errors.Is(err, os.ErrNotExist) || err == nil && len(pids) == 0 {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil || time.Now().After(end) {
+			return fmt.Errorf("%d processes are left: %w", len(pids), errdefs.ErrAborted)
+		}
+		if err := g.kill(); err != nil {
+			return err
+		}
+	}
+}
+
+// killListed kills those processes that are in the list also after they were
+// opened: the number of one that ended before may be another's.
+func killListed(pids []int, list func() ([]int, error)) error {
+	opened := map[int]int{}
+	defer func() {
+		for _, fd := range opened {
+			unix.Close(fd)
+		}
+	}()
+	for _, pid := range pids {
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			opened[pid] = fd
+		}
+	}
+	again, err := list()
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, pid := range again {
+		fd, ok := opened[pid]
+		if !ok {
+			continue
+		}
+		if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("kill process %d: %w", pid, err)
+		}
+	}
+	return nil
 }
 
 // unifiedRoot is where the hierarchy of version 2 is.

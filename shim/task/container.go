@@ -152,7 +152,7 @@ func (c *container) watch() {
 	c.mu.Unlock()
 	if c.Shared {
 		ctx, cancel := context.WithTimeout(context.Background(), releaseLimit)
-		if err := c.runtime.Kill(ctx, int(unix.SIGKILL)); err != nil {
+		if err := c.killShared(ctx); err != nil {
 			log.G(ctx).WithError(err).WithField("task", c.ID).Warn("kill what is left in a container")
 		}
 		cancel()
@@ -271,16 +271,37 @@ func (c *container) kill(ctx context.Context, r *api.KillRequest) error {
 	if err != nil {
 		return err
 	}
-	if r.GetAll() && r.GetExecID() == "" {
-		if c.init.is() == task.Status_STOPPED {
-			return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
-		}
-		return c.runtime.Kill(ctx, int(r.GetSignal()))
+	signal := unix.Signal(r.GetSignal())
+	if !r.GetAll() || r.GetExecID() != "" {
+		return c.signal(p, signal)
 	}
-	if err := p.signal(unix.Signal(r.GetSignal())); err != nil {
+	if c.init.is() == task.Status_STOPPED {
+		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
+	}
+	switch {
+	case signal != unix.SIGKILL:
+		return c.runtime.Kill(ctx, int(signal))
+	case c.Shared:
+		return c.killShared(ctx)
+	}
+	return c.end()
+}
+
+// end kills the first process, and with it all that are in its pid namespace. One
+// that has ended is no error.
+func (c *container) end() error {
+	if err := c.signal(c.init, unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	if unix.Signal(r.GetSignal()) != unix.SIGKILL {
+	return nil
+}
+
+// signal sends a signal to one process, frozen or not.
+func (c *container) signal(p *proc, s unix.Signal) error {
+	if err := p.signal(s); err != nil {
+		return err
+	}
+	if s != unix.SIGKILL {
 		return nil
 	}
 	if g, err := c.cgroup(); err == nil {
@@ -288,4 +309,17 @@ func (c *container) kill(ctx context.Context, r *api.KillRequest) error {
 		_ = g.thaw()
 	}
 	return nil
+}
+
+// killShared kills all processes of a container that do not end with the first. The
+// runtime, which stops them for that, is asked if they fork faster than they die.
+func (c *container) killShared(ctx context.Context) error {
+	if g, err := c.cgroup(); err == nil {
+		err := killGroup(ctx, g)
+		if err == nil {
+			return nil
+		}
+		log.G(ctx).WithError(err).WithField("task", c.ID).Debug("kill the processes of a control group")
+	}
+	return c.runtime.Kill(ctx, int(unix.SIGKILL))
 }

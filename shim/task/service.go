@@ -204,7 +204,7 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 		return &api.StartResponse{Pid: uint32(p.pid())}, nil
 	}
 	err = c.switchTo(ctx, task.Status_CREATED, task.Status_CREATED, task.Status_RUNNING, func(ctx context.Context) error {
-		if err := c.runtime.Start(ctx); err != nil {
+		if err := c.runtime.Start(ctx, c.init.process.Done()); err != nil {
 			return err
 		}
 		c.noteStart(ctx)
@@ -277,7 +277,7 @@ func (s *Service) deleteExec(ctx context.Context, c *container, p *proc) error {
 // deleteTask takes a container away that has ended, or that was never started.
 func (s *Service) deleteTask(ctx context.Context, c *container) error {
 	if c.init.is() == task.Status_CREATED {
-		if err := c.runtime.Delete(ctx, true); err != nil {
+		if err := c.end(); err != nil {
 			return err
 		}
 		if _, err := c.init.wait(ctx); err != nil {
