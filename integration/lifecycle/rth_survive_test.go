@@ -229,7 +229,7 @@ func TestRTH_12_Crash(t *testing.T) {
 			seed := uint64(time.Now().UnixNano())
 			t.Logf("seed %d", seed)
 			random := rand.New(rand.NewPCG(seed, 0))
-			for i := range crashCycles() {
+			for i := range crashCycles() / len(supervised) {
 				ending, code := p.wait(t, d, 1+i%100), 1+i%100
 				lives := make(chan error, 1)
 				go func() { lives <- life(d, fmt.Sprint("cycle", i), img) }()
