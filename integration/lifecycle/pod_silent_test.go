@@ -112,3 +112,37 @@ func TestRTH_11_SilentShimRemoved(t *testing.T) {
 		t.Errorf("after the removal: %v", err)
 	}
 }
+
+// TestRTH_11_SilentSupervisor: the supervisor of all pods holds up the removal of
+// none: it is ended when it does not answer, and the pods that stay live on.
+func TestRTH_11_SilentSupervisor(t *testing.T) {
+	t.Parallel()
+	for _, handler := range supervised {
+		t.Run(handler, func(t *testing.T) {
+			t.Parallel()
+			d := start(t, daemon.Edit(withGantry), daemon.Edit(withPinned))
+			goes, stays := supervisedPod(d, handler, "goes"), supervisedPod(d, handler, "stays")
+			goes.run(d, daemon.ContainerConfig("main", plain(t, d)))
+			ctr := stays.run(d, daemon.ContainerConfig("main", plain(t, d)))
+			pid, old := pidOf(t, d, ctr), supervisors(t, d)
+			if err := unix.Kill(old[0], unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = unix.Kill(old[0], unix.SIGCONT) }) // for when the test failed
+			ctx, cancel := context.WithTimeout(t.Context(), silentBound)
+			defer cancel()
+			if _, err := d.Runtime().RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: goes.id}); err != nil {
+				t.Fatalf("remove: %v\n%s", err, d.Tail(60))
+			}
+			if now := supervisors(t, d); len(now) != 1 || now[0] == old[0] {
+				t.Errorf("supervisors are %v and were %v", now, old)
+			}
+			stays.alive(t, d, ctr, pid)
+			if err := removePod(d, stays.id); err != nil {
+				t.Error(err)
+			}
+			noSupervisor(t, d)
+			nothingLeft(t, d)
+		})
+	}
+}

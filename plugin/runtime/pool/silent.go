@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,9 +35,18 @@ const (
 // tasks are NotFound, as after any death of a shim. It is for a pod that is to
 // end anyway.
 //
+// The tasks of one that takes them over when it is started again are there
+// afterwards as well, and it answers for them; so it may serve others too.
+//
 // FailedPrecondition says that nothing was done: the shim answers, or it serves
 // others too, or which process it is cannot be told for certain.
 func (p *Pool) EndSilent(ctx context.Context, pod string) error {
+	if s := p.podOf(pod); s != nil && s.lasting {
+		if err := s.renew(ctx); err != nil {
+			return fmt.Errorf("end the shim of pod %s: %w", pod, err)
+		}
+		return nil
+	}
 	tasks, params, err := p.tasksOf(pod)
 	if err != nil {
 		return fmt.Errorf("end the shim of pod %s: %w", pod, err)
@@ -50,17 +60,97 @@ func (p *Pool) EndSilent(ctx context.Context, pod string) error {
 		return fmt.Errorf("end the shim of pod %s: %w", pod, err)
 	}
 	defer unix.Close(shim.fd)
-	for range silentProbes {
-		if err := probe(ctx, pod, params); err != nil {
-			return fmt.Errorf("end the shim of pod %s: %w", pod, err)
+	if err := shim.end(ctx, pod, params); err != nil {
+		return fmt.Errorf("end the shim of pod %s: %w", pod, err)
+	}
+	return p.awaitGone(ctx, tasks)
+}
+
+// renew ends the shim of a lasting task or sandbox, if it does not answer, and
+// returns when another one serves.
+func (s *shim) renew(ctx context.Context) error {
+	params, err := readBootstrap(s.bundle.Path)
+	if err != nil {
+		return err
+	}
+	old := s.current().conn
+	process, err := listening(params.GetAddress())
+	if err != nil && !errors.Is(err, errNobodyListens) {
+		return err
+	}
+	if err == nil {
+		defer unix.Close(process.fd)
+		if err := process.end(ctx, s.bundle.ID, params); err != nil {
+			return err
 		}
 	}
-	log.G(ctx).WithField("pod", pod).WithField("pid", shim.pid).Warn("ending the shim of a pod that is to end: it does not answer")
-	if err := unix.PidfdSendSignal(shim.fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill shim %d of pod %s: %w", shim.pid, pod, err)
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	for {
+		s.nudge()
+		now, err := s.serving(ctx)
+		if err == nil && now != old || errdefs.IsNotFound(err) {
+			return nil // without the task there is nothing to ask for
+		}
+		if !sleep(ctx, settlePoll) {
+			return errors.Join(err, context.Cause(ctx))
+		}
 	}
-	awaitEnd(ctx, shim.fd, shim.pid)
-	return p.awaitGone(ctx, tasks)
+}
+
+// listening finds the process that listens at an address.
+func listening(address string) (pinned, error) {
+	pid, err := listenerAt(address)
+	if err != nil {
+		return pinned{}, err
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return pinned{}, fmt.Errorf("open shim %d: %w", pid, err)
+	}
+	// Before it was held the number may have become another's.
+	if again, err := listenerAt(address); err != nil || again != pid {
+		unix.Close(fd)
+		return pinned{}, fmt.Errorf("shim %d has made way for %d meanwhile: %w", pid, again, errors.Join(err, errdefs.ErrFailedPrecondition))
+	}
+	return pinned{fd, pid}, nil
+}
+
+// listenerAt asks the kernel who made the socket at an address listen.
+func listenerAt(address string) (pid int, err error) {
+	conn, err := knock(address)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	socket, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0, fmt.Errorf("the address %q is no socket of this host: %w", address, errdefs.ErrFailedPrecondition)
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var peer *unix.Ucred
+	if ctrl := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); ctrl != nil || err != nil {
+		return 0, fmt.Errorf("ask who listens at %s: %w", address, errors.Join(ctrl, err))
+	}
+	return int(peer.Pid), nil
+}
+
+// end kills the shim of a pod, unless it answers.
+func (s pinned) end(ctx context.Context, pod string, params *bootapi.BootstrapResult) error {
+	for range silentProbes {
+		if err := probe(ctx, pod, params); err != nil {
+			return err
+		}
+	}
+	log.G(ctx).WithField("pod", pod).WithField("pid", s.pid).Warn("ending the shim of a pod that is to end: it does not answer")
+	if err := unix.PidfdSendSignal(s.fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill shim %d: %w", s.pid, err)
+	}
+	awaitEnd(ctx, s.fd, s.pid)
+	return nil
 }
 
 // tasksOf lists the tasks of a pod and says how its shim is reached. It refuses a
