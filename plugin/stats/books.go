@@ -105,15 +105,21 @@ func (b books) readMemoryV1(r *reader, dir string, out *reading) {
 // memory, whoever's limit it was. Version 2 counts what was killed in groups
 // beneath it too, version 1 does not.
 func (b books) oomKills(group string) (uint64, error) {
-	dir, file := below(b.memory, group), "memory.oom_control"
+	dir := below(b.memory, group)
 	if b.v2 {
-		file = memoryEvents
+		return readKills(dir, memoryEvents)
 	}
+	return oomKillsV1(dir)
+}
+
+func oomKillsV1(dir string) (uint64, error) { return readKills(dir, "memory.oom_control") }
+
+func readKills(dir, file string) (uint64, error) {
 	r := &reader{}
 	var kills count
 	r.keys(dir, file, want{"oom_kill", &kills})
 	if r.err != nil {
-		return 0, fmt.Errorf("read cgroup %s: %w", group, r.err)
+		return 0, fmt.Errorf("read cgroup %s: %w", dir, r.err)
 	}
 	return kills.n, nil
 }

@@ -23,6 +23,7 @@ type alarm struct {
 	dir    string
 	events *os.File
 	rung   time.Time // when memory was short, zero for not of late
+	killed bool      // the group's book says so
 }
 
 // add follows a container whose cgroup in the hierarchy of memory is dir.
@@ -80,8 +81,8 @@ func (a *alarms) listen(f *alarm) {
 		now := time.Now()
 		a.ring(f, now)
 		time.AfterFunc(settled, func() {
-			if _, err := os.Stat(f.dir); err == nil {
-				a.settle(f, now)
+			if kills, err := oomKillsV1(f.dir); err == nil {
+				a.settle(f, now, kills > 0)
 			}
 		})
 	}
@@ -93,21 +94,24 @@ func (a *alarms) ring(f *alarm, now time.Time) {
 	f.rung = now
 }
 
-// settle ends what ring noted then, unless memory was short again since.
-func (a *alarms) settle(f *alarm, then time.Time) {
+// settle ends what ring noted then, unless memory was short again since, and notes
+// what the book says: it may go with the group before anybody asks.
+func (a *alarms) settle(f *alarm, then time.Time, killed bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	f.killed = f.killed || killed
 	if f.rung.Equal(then) {
 		f.rung = time.Time{}
 	}
 }
 
-// killed reports whether the container's group went when memory was short.
+// killed reports whether a process of the container was killed, or its group went
+// when memory was short.
 func (a *alarms) killed(id string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	f := a.follows[id]
-	return f != nil && !f.rung.IsZero()
+	return f != nil && (f.killed || !f.rung.IsZero())
 }
 
 func (a *alarms) remove(id string) {

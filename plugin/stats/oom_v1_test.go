@@ -49,6 +49,7 @@ func TestFollowV1(t *testing.T) {
 		want   bool
 	}{
 		"child": {"(tail /dev/zero); exit 7", 7, true},
+		"early": {"(tail /dev/zero); sleep 2; exit 7", 7, true},
 		"own":   {"exec tail /dev/zero", -1, true},
 		"fine":  {"exit 7", 7, false},
 	} {
