@@ -42,8 +42,7 @@ func listing(ctx context.Context, b *bench) ([]table, error) {
 		slowed, err := b.listOne(ctx, s, &t)
 		if err != nil {
 			failed = append(failed, fmt.Errorf("list on %s: %w", s.name, err))
-		}
-		if !slowed {
+		} else if !slowed {
 			slow = "There is no blkio controller to slow the disk with, so that was not measured."
 		}
 	}
