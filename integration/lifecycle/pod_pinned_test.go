@@ -25,11 +25,7 @@ func withPinned(in *daemon.Instance, c daemon.Config) {
 }
 
 func pinnedPod(d *daemon.Daemon, name string, edits ...func(*cri.PodSandboxConfig)) pod {
-	config := d.PodConfig(name)
-	for _, edit := range edits {
-		edit(config)
-	}
-	return pod{d.RunPodWith(config, "pinned"), config}
+	return supervisedPod(d, "pinned", name, edits...)
 }
 
 // processesIn are the processes in a namespace.

@@ -25,11 +25,7 @@ func withGantry(in *daemon.Instance, c daemon.Config) {
 
 // gantryPod runs a pod by our own shim.
 func gantryPod(d *daemon.Daemon, name string, edits ...func(*cri.PodSandboxConfig)) pod {
-	config := d.PodConfig(name)
-	for _, edit := range edits {
-		edit(config)
-	}
-	return pod{d.RunPodWith(config, "gantry"), config}
+	return supervisedPod(d, "gantry", name, edits...)
 }
 
 // supervisors are the processes of our own shim that belong to a daemon.
