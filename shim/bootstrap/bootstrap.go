@@ -38,6 +38,7 @@ import (
 
 	"github.com/gantry-cri/gantry/shim/oci"
 	"github.com/gantry-cri/gantry/shim/sandbox"
+	"github.com/gantry-cri/gantry/shim/statedir"
 	"github.com/gantry-cri/gantry/shim/task"
 )
 
@@ -57,7 +58,8 @@ func Main(ctx context.Context) {
 
 // resumes tells a containerd that knows the word: start, called again after the end
 // of a supervisor, starts one that has its tasks and sandboxes. Any other takes the
-// end of its connection for theirs.
+// end of its connection for theirs. While it is connected it need not call start for
+// more of them: it writes their options into the bundle, as start does.
 func resumes() map[string]string {
 	return map[string]string{"io.containerd.gantry.resumes": "true"}
 }
@@ -92,7 +94,7 @@ func (manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootapi.
 	if err := s.ensure(ctx, o.GetShimCgroup()); err != nil {
 		return nil, err
 	}
-	if err := os.WriteFile("address", []byte(s.url()), 0o600); err != nil {
+	if err := statedir.WriteAddress(".", s.url()); err != nil {
 		return nil, err
 	}
 	return &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: s.url(), Metadata: resumes()}, nil
@@ -135,7 +137,7 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 		bundle = o.BundlePath
 	}
 	unknown := shim.StopStatus{ExitStatus: 128 + int(unix.SIGKILL), ExitedAt: time.Now()}
-	address, err := shim.ReadAddress(filepath.Join(bundle, "address"))
+	address, err := statedir.ReadAddress(bundle)
 	if errors.Is(err, os.ErrNotExist) {
 		return unknown, nil // the supervisor has never heard of it
 	}

@@ -124,7 +124,7 @@ func (s supervisor) services(ctx context.Context, reaper *process.Reaper, logs *
 		return nil, nil, fmt.Errorf("take over containers: %w", err)
 	}
 	pods := sandbox.New(sandbox.Options{
-		Namespace: s.namespace, State: podsDir(s.socket), Root: rootDir(s.socket), Tasks: tasks, TaskState: stateDir(s.socket),
+		Namespace: s.namespace, Address: s.url(), State: podsDir(s.socket), Root: rootDir(s.socket), Tasks: tasks, TaskState: stateDir(s.socket),
 	})
 	if err := pods.Adopt(ctx); err != nil {
 		return nil, nil, fmt.Errorf("take over sandboxes: %w", err)

@@ -40,6 +40,8 @@ import (
 // Options are what a Service is made of.
 type Options struct {
 	Namespace string
+	// Address is where the shim listens.
+	Address string
 	// State is the directory of the records and pins.
 	State string
 	// Root gets the root filesystem of holders. Every user must be able to go
@@ -53,7 +55,7 @@ type Options struct {
 
 // Service serves the Sandbox API.
 type Service struct {
-	namespace, state, root, taskState string
+	namespace, address, state, root, taskState string
 
 	tasks     task.TTRPCTaskService
 	turns     flight.Turns[string]
@@ -68,7 +70,7 @@ var _ api.TTRPCSandboxService = (*Service)(nil)
 // New returns a Service without sandboxes.
 func New(o Options) *Service {
 	return &Service{
-		namespace: o.Namespace, state: o.State, root: o.Root, taskState: o.TaskState, tasks: o.Tasks, pods: map[string]*pod{},
+		namespace: o.Namespace, address: o.Address, state: o.State, root: o.Root, taskState: o.TaskState, tasks: o.Tasks, pods: map[string]*pod{},
 	}
 }
 
@@ -165,6 +167,9 @@ func (s *Service) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) 
 	}
 	record, err := newRecord(r, o)
 	if err != nil {
+		return nil, err
+	}
+	if err := statedir.WriteAddress(r.GetBundlePath(), s.address); err != nil {
 		return nil, err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {

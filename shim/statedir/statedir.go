@@ -1,6 +1,6 @@
 // Package statedir is the directories in which a supervisor keeps what it knows of
 // tasks and of sandboxes: one for each, with a record in it. They do not outlive a
-// reboot, so nothing is synced.
+// reboot, so nothing is synced. What is in their bundles of it is here too.
 package statedir
 
 import (
@@ -51,4 +51,19 @@ func Write(dir string, record any) error {
 		return fmt.Errorf("write record: %w", err)
 	}
 	return os.Rename(next, filepath.Join(dir, recordFile))
+}
+
+// addressFile is in the bundle of every task and sandbox.
+const addressFile = "address"
+
+// WriteAddress writes into a bundle where its supervisor listens: by that the
+// shim's delete finds the records.
+func WriteAddress(bundle, address string) error {
+	return os.WriteFile(filepath.Join(bundle, addressFile), []byte(address), 0o600)
+}
+
+// ReadAddress returns what WriteAddress wrote; os.ErrNotExist if it did not.
+func ReadAddress(bundle string) (string, error) {
+	data, err := os.ReadFile(filepath.Join(bundle, addressFile))
+	return string(data), err
 }

@@ -19,9 +19,6 @@ import (
 	"github.com/gantry-cri/gantry/shim/statedir"
 )
 
-// addressFile is in every bundle: where its supervisor listens.
-const addressFile = "address"
-
 // Adopt takes over the containers of a supervisor that died. What they run goes
 // on; their execs run on unknown, and a terminal is lost. Call it before the
 // Service is offered. A container that was not made whole is left to Forget.

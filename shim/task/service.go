@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/containerd/containerd/api/events"
@@ -152,8 +151,7 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	if err != nil {
 		return nil, err
 	}
-	// By it the shim's delete finds the records.
-	if err := os.WriteFile(filepath.Join(r.GetBundle(), addressFile), []byte(s.address), 0o600); err != nil {
+	if err := statedir.WriteAddress(r.GetBundle(), s.address); err != nil {
 		return nil, err
 	}
 	s.count(1)

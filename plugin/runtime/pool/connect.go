@@ -102,7 +102,8 @@ func (s *shim) open(ctx context.Context, params *bootapi.BootstrapResult) (*conn
 // everybody's.
 func (s *shim) dial(params *bootapi.BootstrapResult) (raw any, closed <-chan struct{}, release func() error, err error) {
 	if s.lasting {
-		return s.pool.links.take(params)
+		raw, closed, leave, err := s.pool.links.take(params)
+		return raw, closed, func() error { leave(); return nil }, err
 	}
 	c, closed, err := dial(params)
 	if err != nil {

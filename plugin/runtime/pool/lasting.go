@@ -41,8 +41,8 @@ const (
 	// lasting task for its own, so they need not be kept apart.
 	lastingDir = "lasting"
 	// optionsFile is in a bundle: the options that the shim was started with, for
-	// the next start.
-	optionsFile = "start-options"
+	// the next start. Where none is needed, the shim finds them here.
+	optionsFile = "options"
 	// infoLimit is how long a shim may take to say what it is, and a shim that
 	// fails to is asked again after infoPause.
 	infoLimit = 10 * time.Second
@@ -54,6 +54,9 @@ const (
 	// connected to.
 	startTries = 3
 )
+
+// startKey is what the answer to a start depends on, in one daemon and namespace.
+type startKey struct{ binary, options string }
 
 // runtimeAnswer is what a runtime said of itself.
 type runtimeAnswer struct {
@@ -194,10 +197,14 @@ func (s *shim) join(ctx context.Context, id string) (*connection, error) {
 }
 
 // launch starts the shim and connects to it. One that serves others is found, and
-// may end in between when it does not any more.
+// may end in between when it does not any more. While there is a connection to the
+// one that was started the same way, no program has to be run to find it.
 func (s *shim) launch(ctx context.Context) (conn *connection, err error) {
 	for range startTries {
-		params, err := s.start(ctx)
+		params, err := s.found()
+		if err == nil && params == nil {
+			params, err = s.start(ctx)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("start shim: %w", err)
 		}
@@ -209,10 +216,39 @@ func (s *shim) launch(ctx context.Context) (conn *connection, err error) {
 	return nil, fmt.Errorf("connect to the shim: %w: %w", errdefs.ErrUnavailable, err)
 }
 
+// found is where the shim listens, if that is connected to; nil if a start has to
+// tell.
+func (s *shim) found() (*bootapi.BootstrapResult, error) {
+	options, err := s.options()
+	if err != nil {
+		return nil, err
+	}
+	s.pool.mu.Lock()
+	params := s.pool.started[startKey{s.binary, string(options)}]
+	s.pool.mu.Unlock()
+	if params == nil || !s.pool.links.has(params.GetAddress()) {
+		return nil, nil
+	}
+	return params, s.writeBootstrap(params)
+}
+
+// options are the encoded options of the shim, nil for none.
+func (s *shim) options() ([]byte, error) {
+	data, err := os.ReadFile(filepath.Join(s.bundle.Path, optionsFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return data, err
+}
+
 // start runs the program's start, which finds the shim or starts it, and writes
 // down where it listens.
 func (s *shim) start(ctx context.Context) (*bootapi.BootstrapResult, error) {
-	request, err := s.request()
+	options, err := s.options()
+	if err != nil {
+		return nil, err
+	}
+	request, err := s.request(options)
 	if err != nil {
 		return nil, err
 	}
@@ -222,29 +258,40 @@ func (s *shim) start(ctx context.Context) (*bootapi.BootstrapResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	var r bootapi.BootstrapResult
-	if err := proto.Unmarshal(out, &r); err != nil {
+	r := &bootapi.BootstrapResult{}
+	if err := proto.Unmarshal(out, r); err != nil {
 		return nil, fmt.Errorf("read the shim's answer: %w: %w", errdefs.ErrDataLoss, err)
 	}
 	if !resumes(r.GetMetadata()) {
 		return nil, fmt.Errorf("the shim says no more that its tasks outlive it: %w", errdefs.ErrFailedPrecondition)
 	}
-	data, err := json.Marshal(&r)
-	if err != nil {
+	if err := s.writeBootstrap(r); err != nil {
 		return nil, err
 	}
+	s.pool.mu.Lock()
+	defer s.pool.mu.Unlock()
+	s.pool.started[startKey{s.binary, string(options)}] = r
+	return r, nil
+}
+
+// writeBootstrap writes down where the shim listens, if that can be read back.
+func (s *shim) writeBootstrap(r *bootapi.BootstrapResult) error {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
 	if _, err := parseBootstrap(data); err != nil {
-		return nil, err
+		return err
 	}
 	next := filepath.Join(s.bundle.Path, "."+bootstrapFile)
 	if err := os.WriteFile(next, data, 0o600); err != nil {
-		return nil, err
+		return err
 	}
-	return &r, os.Rename(next, filepath.Join(s.bundle.Path, bootstrapFile))
+	return os.Rename(next, filepath.Join(s.bundle.Path, bootstrapFile))
 }
 
 // request is what a shim is told at its start.
-func (s *shim) request() ([]byte, error) {
+func (s *shim) request(options []byte) ([]byte, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -258,18 +305,15 @@ func (s *shim) request() ([]byte, error) {
 	if d.SocketDir != "" {
 		r.SocketDir = &d.SocketDir
 	}
-	data, err := os.ReadFile(filepath.Join(s.bundle.Path, optionsFile))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
+	if options == nil {
+		return proto.Marshal(r)
 	}
-	if err == nil {
-		var options anypb.Any
-		if err := proto.Unmarshal(data, &options); err != nil {
-			return nil, fmt.Errorf("read options: %w: %w", errdefs.ErrDataLoss, err)
-		}
-		if err := r.AddExtension(&options); err != nil {
-			return nil, err
-		}
+	var a anypb.Any
+	if err := proto.Unmarshal(options, &a); err != nil {
+		return nil, fmt.Errorf("read options: %w: %w", errdefs.ErrDataLoss, err)
+	}
+	if err := r.AddExtension(&a); err != nil {
+		return nil, err
 	}
 	return proto.Marshal(r)
 }

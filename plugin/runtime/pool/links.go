@@ -3,12 +3,19 @@ package pool
 import (
 	"io"
 	"sync"
+	"time"
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/log"
 )
 
+// linkLinger is how long a connection stays open that nobody uses any more: where
+// one pod goes, the next one often comes.
+const linkLinger = time.Second
+
 // links are the connections to shims that serve many tasks: one to each address,
-// which is closed with its last user. Of one that closes by itself all users hear.
+// which is closed a moment after its last user has gone. Of one that closes by
+// itself all users hear.
 type links struct {
 	mu sync.Mutex
 	by map[string]*link
@@ -18,13 +25,14 @@ type links struct {
 type link struct {
 	raw   io.Closer
 	users map[chan struct{}]bool
+	idle  *time.Timer // while there are no users
 }
 
 func newLinks() *links { return &links{by: map[string]*link{}} }
 
 // take returns the client of the connection to an address, a channel that is
 // closed when the connection is or release was called, and release.
-func (l *links) take(params *bootapi.BootstrapResult) (raw any, closed <-chan struct{}, release func() error, err error) {
+func (l *links) take(params *bootapi.BootstrapResult) (raw any, closed <-chan struct{}, release func(), err error) {
 	address := params.GetAddress()
 	k, user := l.join(address, nil)
 	if k == nil {
@@ -45,7 +53,7 @@ func (l *links) take(params *bootapi.BootstrapResult) (raw any, closed <-chan st
 			}()
 		}
 	}
-	return k.raw, user, func() error { return l.leave(address, k, user) }, nil
+	return k.raw, user, func() { l.leave(address, k, user) }, nil
 }
 
 // join adds a user to the link to an address, which is next if there is none.
@@ -59,28 +67,47 @@ func (l *links) join(address string, next *link) (*link, chan struct{}) {
 		}
 		l.by[address] = k
 	}
+	if k.idle != nil {
+		k.idle.Stop()
+		k.idle = nil
+	}
 	user := make(chan struct{})
 	k.users[user] = true
 	return k, user
 }
 
-func (l *links) leave(address string, k *link, user chan struct{}) error {
+// has reports whether there is a connection to an address.
+func (l *links) has(address string) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.by[address] != nil
+}
+
+func (l *links) leave(address string, k *link, user chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if !k.users[user] {
-		l.mu.Unlock()
-		return nil
+		return
 	}
 	delete(k.users, user)
 	close(user)
-	last := len(k.users) == 0
-	if last && l.by[address] == k {
-		delete(l.by, address)
+	if len(k.users) == 0 {
+		k.idle = time.AfterFunc(linkLinger, func() { l.expire(address, k) })
 	}
+}
+
+// expire closes a connection that still has no user. Its closing ends it here too.
+func (l *links) expire(address string, k *link) {
+	l.mu.Lock()
+	if len(k.users) > 0 || l.by[address] != k {
+		l.mu.Unlock()
+		return
+	}
+	delete(l.by, address)
 	l.mu.Unlock()
-	if !last {
-		return nil
+	if err := k.raw.Close(); err != nil {
+		log.L.WithError(err).Debug("close the connection to a shim that nobody uses")
 	}
-	return k.raw.Close()
 }
 
 func (l *links) broke(address string, k *link) {

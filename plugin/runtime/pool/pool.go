@@ -32,6 +32,7 @@ import (
 	"sync"
 	"time"
 
+	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -98,6 +99,8 @@ type Pool struct {
 	unread []string
 	// runtimes are those that were asked whether they resume.
 	runtimes map[string]runtimeAnswer
+	// started is what the starts of lasting shims have answered.
+	started map[startKey]*bootapi.BootstrapResult
 }
 
 var _ crt.PlatformRuntime = (*Pool)(nil)
@@ -108,6 +111,7 @@ func New(ctx context.Context, o Options) (*Pool, error) {
 	p := &Pool{
 		Options: o, slots: make(chan struct{}, cleanups), links: newLinks(),
 		shims: map[string]*shim{}, pods: map[string]*shim{}, exits: map[string]record.Exit{}, runtimes: map[string]runtimeAnswer{},
+		started: map[startKey]*bootapi.BootstrapResult{},
 	}
 	generation, err := p.find(ctx)
 	if err != nil {
