@@ -66,6 +66,16 @@ func groupPath(s string) (string, error) {
 	return path.Join(slice, name), nil
 }
 
+// parentPath reads a pod's cgroup parent: a path, or the name of a slice.
+func parentPath(s string) string {
+	if !strings.Contains(s, "/") {
+		if slice, ok := slicePath(s); ok {
+			return slice
+		}
+	}
+	return path.Clean("/" + s)
+}
+
 // slicePath returns where systemd puts a slice: inside those that its name
 // consists of. "a-b.slice" is /a.slice/a-b.slice.
 func slicePath(slice string) (string, bool) {

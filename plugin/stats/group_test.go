@@ -44,6 +44,17 @@ func TestGroupPath(t *testing.T) {
 	}
 }
 
+func TestParentPath(t *testing.T) {
+	for in, want := range map[string]string{
+		"/kubepods/pod1": "/kubepods/pod1", "/kubepods.slice/kubepods-pod1.slice": "/kubepods.slice/kubepods-pod1.slice",
+		"kubepods-pod1.slice": "/kubepods.slice/kubepods-pod1.slice", "kubepods": "/kubepods", "../x": "/x", "/": "/",
+	} {
+		if got := parentPath(in); got != want {
+			t.Errorf("%q is %q, want %q", in, got, want)
+		}
+	}
+}
+
 func TestGroupOf(t *testing.T) {
 	for spec, want := range map[string]string{
 		`{"ociVersion":"1.2.0","linux":{"resources":{},"cgroupsPath":"/k8s.io/abc"}}`: "/k8s.io/abc",

@@ -24,7 +24,7 @@ const defaultInterface = "eth0"
 // counted in the pod's own numbers only as far as the kernel does.
 //
 // The numbers are those of the pod's cgroup, if the kubelet gave it one: the
-// parent of its containers' cgroups. Else they are the sums over its cgroups,
+// parent of its containers' cgroups, which is there before they are. Else they are the sums over its cgroups,
 // without pressure, which cannot be summed.
 func (s *Stats) Sandbox(ctx context.Context, sb record.Sandbox, containers []record.Container) (*cri.PodSandboxStats, error) {
 	linux := &cri.LinuxPodSandboxStats{}
@@ -80,12 +80,17 @@ func (s *Stats) podGroups(sb record.Sandbox, containers []record.Container) ([]s
 			return nil, err
 		}
 	}
-	if len(groups) > 0 && sb.Config.GetLinux().GetCgroupParent() != "" {
-		if parent := path.Dir(groups[0]); parent != "/" {
-			return []string{parent}, nil
-		}
+	parent := sb.Config.GetLinux().GetCgroupParent()
+	if parent == "" {
+		return groups, nil
 	}
-	return groups, nil
+	if parent = parentPath(parent); len(groups) > 0 {
+		parent = path.Dir(groups[0])
+	}
+	if parent == "/" {
+		return groups, nil
+	}
+	return []string{parent}, nil
 }
 
 // pod sets the numbers of the pod as a whole.
