@@ -27,6 +27,9 @@ func podOf(sb record.Sandbox) *api.PodSandbox {
 			CgroupParent: linux.GetCgroupParent(),
 		},
 	}
+	if sb.Network.NetNS != "" {
+		pod.Linux.Namespaces = []*api.LinuxNamespace{{Type: string(specs.NetworkNamespace), Path: sb.Network.NetNS}}
+	}
 	// A sandbox that its shim runs has no specification.
 	var s specs.Spec
 	if len(sb.Instance.Spec) == 0 || json.Unmarshal(sb.Instance.Spec, &s) != nil || s.Linux == nil {
