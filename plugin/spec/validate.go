@@ -60,6 +60,10 @@ func checkPodLinux(cfg *cri.PodSandboxConfig) error {
 			return err
 		}
 	}
+	// A pod without a process of its own has nobody to confine.
+	if _, err := Seccomp(sc, Handler{}, Policy{}); err != nil {
+		return err
+	}
 	return checkIdentity(field, identity{
 		user: sc.GetRunAsUser(), group: sc.GetRunAsGroup(),
 		supplemental: sc.GetSupplementalGroups(), policy: sc.GetSupplementalGroupsPolicy(),
