@@ -22,6 +22,7 @@ workloads.a = { activation_annotation = "a/a", annotation_prefix = "p", allowed_
 // TestInherited: what a handler takes from the default one, and keeps.
 func TestInherited(t *testing.T) {
 	p, err := parseText(t, rt+`
+containerd.default_runtime_name = "runc"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 runtime_path = "/shim"
@@ -40,6 +41,51 @@ snapshotter = "b"
 	equal(t, heir.Options, runc.Options)
 	if heir.RuntimeType != runc.RuntimeType || heir.RuntimePath != "/shim" || heir.Snapshotter != "b" || heir.PlatformRuntimePaths != nil {
 		t.Errorf("the heir is %+v", heir)
+	}
+}
+
+// TestOwnHandler: the default handler has what the handler runc has, but for the
+// shim. One of that name that is configured is as it is configured.
+func TestOwnHandler(t *testing.T) {
+	const runc = `
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+runtime_path = "/shim"
+snapshotter = "a"
+options = { BinaryName = "/runc", SystemdCgroup = true }
+`
+	options := map[string]any{"BinaryName": "/runc"}
+	for name, tc := range map[string]struct {
+		text string
+		want Handler
+	}{
+		"as runc": {rt + runc, Handler{Name: "gantry", RuntimeType: gantryType, Sandboxer: "shim", Snapshotter: "a", Options: options}},
+		"an heir": {rt + runc + `
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.heir]
+inherit_default_runtime = true
+`, Handler{Name: "heir", RuntimeType: gantryType, Sandboxer: "podsandbox", Options: options}},
+		"runc is something else": {
+			rt + "containerd.runtimes.runc = { runtime_type = 'io.containerd.kata.v2', snapshotter = 'a' }",
+			Handler{Name: "gantry", RuntimeType: gantryType, Sandboxer: "shim"},
+		},
+		"configured": {
+			rt + runc + "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.gantry]\nruntime_type = 'io.containerd.runsc.v1'",
+			Handler{Name: "gantry", RuntimeType: "io.containerd.runsc.v1", Sandboxer: "podsandbox"},
+		},
+	} {
+		p, err := parseText(t, tc.text)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		equal(t, p.runtime.DefaultHandler, "gantry")
+		h := p.runtime.Handlers[tc.want.Name]
+		if h.Name != tc.want.Name || h.RuntimeType != tc.want.RuntimeType || h.RuntimePath != "" || h.Sandboxer != tc.want.Sandboxer || h.Snapshotter != tc.want.Snapshotter {
+			t.Errorf("%s: it is %+v", name, h)
+		}
+		if h.Options["BinaryName"] != tc.want.Options["BinaryName"] {
+			t.Errorf("%s: its options are %v", name, h.Options)
+		}
 	}
 }
 

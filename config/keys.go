@@ -63,10 +63,13 @@ type Key struct {
 func Keys() []Key { return slices.Clone(keys) }
 
 const (
-	pauseImage         = "registry.k8s.io/pause:3.10.2"
-	runcType           = "io.containerd.runc.v2"
-	gantryType         = "io.containerd.gantry.v2"
-	defaultHandlerName = "runc"
+	pauseImage = "registry.k8s.io/pause:3.10.2"
+	runcType   = "io.containerd.runc.v2"
+	gantryType = "io.containerd.gantry.v2"
+	// runcHandler is in the default configuration, as in containerd's. ownHandler
+	// is there without being named: runcHandler, run by our own shim.
+	runcHandler = "runc"
+	ownHandler  = "gantry"
 
 	// defaultDrain is how long the output of an exec that has exited is still
 	// waited for. containerd's own default is no limit, which lets a process
@@ -243,8 +246,8 @@ var runtimeKeys = []Key{
 	{Plugin: RuntimePlugin, Path: "cni.check_on_start", Default: false, own: true,
 		Doc: "gantry's own. After a start of the daemon, ask the plugins (CNI CHECK) whether the network of every pod that runs is as it was made, and log what is not."},
 
-	{Plugin: RuntimePlugin, Path: "containerd.default_runtime_name", Default: defaultHandlerName,
-		Doc: "Runtime handler of the pods that name none."},
+	{Plugin: RuntimePlugin, Path: "containerd.default_runtime_name", Default: ownHandler,
+		Doc: "Runtime handler of the pods that name none. \"gantry\" need not be configured: it has the settings of the handler \"runc\", and gantry's own shim (runtime_type \"io.containerd.gantry.v2\", sandboxer \"shim\") in place of containerd's, one process for all pods and none to hold a pod's namespaces."},
 	{Plugin: RuntimePlugin, Path: "containerd.ignore_blockio_not_enabled_errors", Default: false, State: Accepted,
 		Note: "block I/O classes are not applied",
 		Doc:  "Start a container with a block I/O class even if no classes are configured."},
@@ -498,7 +501,7 @@ var shown = []struct {
 	values                map[string]any
 }{
 	{ImagesPlugin, "pinned_images.*", "sandbox", map[string]any{"": pauseImage}},
-	{RuntimePlugin, "containerd.runtimes.*", defaultHandlerName, map[string]any{
+	{RuntimePlugin, "containerd.runtimes.*", runcHandler, map[string]any{
 		"runtime_type": runcType, "sandboxer": podSandboxer,
 	}},
 }

@@ -114,7 +114,7 @@ func TestRefused(t *testing.T) {
 		"bad minimum_mappable_uid":           {rt + "minimum_mappable_uid = -2", inRuntime + "minimum_mappable_uid", "negative"},
 		"bad minimum_mappable_gid":           {rt + "minimum_mappable_gid = -2", inRuntime + "minimum_mappable_gid", "negative"},
 		"bad min_injected_gomaxprocs":        {rt + "min_injected_gomaxprocs = -1", inRuntime + "min_injected_gomaxprocs", "negative"},
-		"inheriting from itself":             {rt + "containerd.runtimes.runc.inherit_default_runtime = true", inRuntime + "containerd.runtimes.runc.inherit_default_runtime", "itself"},
+		"inheriting from itself":             {rt + "containerd.default_runtime_name = 'runc'\ncontainerd.runtimes.runc.inherit_default_runtime = true", inRuntime + "containerd.runtimes.runc.inherit_default_runtime", "itself"},
 		"inheriting and setting":             {rt + "containerd.runtimes.x = { inherit_default_runtime = true, runtime_path = '/x' }", inRuntime + "containerd.runtimes.x.inherit_default_runtime", "runtime_path"},
 		"no platform":                        {rt + "containerd.runtimes.runc.platform_runtime_paths.'a/b/c/d' = '/x'", inRuntime + "containerd.runtimes.runc.platform_runtime_paths.'a/b/c/d'", "not a platform"},
 		"relative runtime":                   {rt + "containerd.runtimes.runc.platform_runtime_paths.arm64 = 'x'", inRuntime + "containerd.runtimes.runc.platform_runtime_paths.arm64", "absolute"},

@@ -10,8 +10,12 @@ import (
 	"github.com/containerd/platforms"
 )
 
-// podSandboxer is the sandboxer that runs a pause process.
-const podSandboxer = "podsandbox"
+// The sandboxers: podSandboxer has a process hold the pod's namespaces, with
+// shimSandboxer the shim does what there is to do.
+const (
+	podSandboxer  = "podsandbox"
+	shimSandboxer = "shim"
+)
 
 // reservedAnnotations begins the annotations that every specification carries.
 const reservedAnnotations = "io.kubernetes.cri."
@@ -201,6 +205,7 @@ func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
 	for _, name := range runtimes.names() {
 		out.Handlers[name] = w.handler(name, w.inherited(name, runtimes, out.DefaultHandler))
 	}
+	out.addOwn()
 	for _, key := range []string{"stats_collect_period", "stats_retention_period"} {
 		if err := checkDuration(v.str(key)); err != nil {
 			w.fail([]string{key}, "%v", err)
@@ -213,6 +218,21 @@ func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
 		return Runtime{}, warnings, err
 	}
 	return out, warnings, nil
+}
+
+// addOwn adds the handler that runs what the handler runc does in our own shim. A
+// configuration that has one of its name keeps it, and one whose handler runc runs
+// something else gets one with the defaults.
+func (r Runtime) addOwn() {
+	if _, ok := r.Handlers[ownHandler]; ok {
+		return
+	}
+	h := r.Handlers[runcHandler]
+	if h.RuntimeType != runcType {
+		h = Handler{IOType: IOFIFO}
+	}
+	h.Name, h.RuntimeType, h.RuntimePath, h.Sandboxer = ownHandler, gantryType, "", shimSandboxer
+	r.Handlers[ownHandler] = h
 }
 
 // maxCategories is how many there are in SELinux policies.
@@ -339,6 +359,11 @@ func (w *walker) cni(v values) CNI {
 // inherited is the table of a handler, with what it takes from the default one.
 func (w *walker) inherited(name string, runtimes values, def string) values {
 	own, from := runtimes.entry(name), runtimes.entry(def)
+	if def == ownHandler && len(from) == 0 { // as addOwn makes it
+		from = maps.Clone(runtimes.entry(runcHandler))
+		from["runtime_type"] = gantryType
+		delete(from, "runtime_path")
+	}
 	if !own.bool("inherit_default_runtime") {
 		return own
 	}

@@ -80,7 +80,7 @@ func TestSamples(t *testing.T) {
 				equal(t, p.runtime.EnableUnprivilegedPorts, false)
 				equal(t, p.runtime.DrainExecSyncIOTimeout, 0)
 				equal(t, p.runtime.Handlers["runc"].Sandboxer, "podsandbox")
-				equal(t, len(p.runtime.Handlers), 1)
+				equal(t, p.runtime.DefaultHandler, "runc")
 				equal(t, p.server.StreamIdleTimeout, 4*time.Hour)
 			},
 		},
@@ -107,9 +107,11 @@ func TestSamples(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				// The one default that is ours.
+				// The defaults that are ours.
 				equal(t, def.runtime.DrainExecSyncIOTimeout, 5*time.Second)
 				def.runtime.DrainExecSyncIOTimeout = 0
+				equal(t, def.runtime.DefaultHandler, "gantry")
+				def.runtime.DefaultHandler = "runc"
 				equal(t, p.images, def.images)
 				equal(t, p.runtime, def.runtime)
 				equal(t, p.server, def.server)
@@ -276,11 +278,12 @@ func TestDefaultsAreContainerds(t *testing.T) {
 		want := theirs.Plugins[plugin]
 		if plugin == RuntimePlugin {
 			want["drain_exec_sync_io_timeout"] = "5s"
+			want["containerd"].(map[string]any)["default_runtime_name"] = "gantry"
 		}
 		have := reencode(t, *ours)
 		for _, k := range Keys() {
 			if k.own && k.Plugin == plugin {
-				remove(have, strings.Split(strings.ReplaceAll(k.Path, "*", defaultHandlerName), "."))
+				remove(have, strings.Split(strings.ReplaceAll(k.Path, "*", runcHandler), "."))
 			}
 		}
 		equal(t, have, want)

@@ -50,9 +50,20 @@ func newBox(t *testing.T, edits ...func(*cri.PodSandboxConfig)) *box {
 
 func newBoxOn(t *testing.T, d *daemon.Daemon, edits ...func(*cri.PodSandboxConfig)) *box {
 	t.Helper()
+	return boxWith(t, d, "", edits...)
+}
+
+// pausedBox is newBoxOn for a pod with a pause process.
+func pausedBox(t *testing.T, d *daemon.Daemon, edits ...func(*cri.PodSandboxConfig)) *box {
+	t.Helper()
+	return boxWith(t, d, pausing, edits...)
+}
+
+func boxWith(t *testing.T, d *daemon.Daemon, handler string, edits ...func(*cri.PodSandboxConfig)) *box {
+	t.Helper()
 	name := strings.ToLower(strings.NewReplacer("_", "-", "/", "-", "Test", "").Replace(t.Name()))
 	b := &box{Daemon: d, t: t, image: plain(t, d)}
-	p := runPod(d, name, append([]func(*cri.PodSandboxConfig){func(c *cri.PodSandboxConfig) { c.Hostname = "pod-host" }}, edits...)...)
+	p := runPodWith(d, handler, name, append([]func(*cri.PodSandboxConfig){func(c *cri.PodSandboxConfig) { c.Hostname = "pod-host" }}, edits...)...)
 	b.pod, b.config = p.id, p.config
 	return b
 }

@@ -368,11 +368,11 @@ func TestCTR_30_Concurrent(t *testing.T) {
 // lifeOf takes a container through its life.
 func (b *box) lifeOf(name string) error {
 	ctx := context.Background()
-	id, err := b.StartContainer(ctx, b.pod, b.config, b.sleeper(name))
+	id, err := b.StartContainer(ctx, b.pod, b.config, b.script(name, "trap 'exit 0' TERM; touch /tmp/ready; while :; do sleep 1000 & wait $!; done"))
 	if err != nil {
 		return err
 	}
-	out, err := b.Runtime().ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"hostname"}, Timeout: 60})
+	out, err := b.Runtime().ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", "until [ -e /tmp/ready ]; do sleep 0.05; done; hostname"}, Timeout: 60})
 	if err != nil || string(out.Stdout) != "pod-host\n" {
 		return fmt.Errorf("exec: %v, %w", out, err)
 	}

@@ -58,7 +58,7 @@ func TestRTH_20_PlatformRuntimePaths(t *testing.T) {
 	if _, err := r.PushIndex("multi", "1", idx); err != nil {
 		t.Fatal(err)
 	}
-	p := runPod(d, "platforms")
+	p := runPaused(d, "platforms")
 	b := &box{Daemon: d, t: t, pod: p.id, config: p.config}
 	for _, arch := range []string{"amd64", "arm64"} {
 		spec := &cri.ImageSpec{Image: r.Ref("multi:1"), Annotations: map[string]string{key: "linux/" + arch}}
@@ -88,7 +88,7 @@ func TestRTH_20_PlatformRuntimePaths(t *testing.T) {
 func TestRTH_21_InheritDefaultRuntime(t *testing.T) {
 	t.Parallel()
 	var shim string
-	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+	d := start(t, runtimeKey("runc", "containerd", "default_runtime_name"), daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
 		shim = noting(filepath.Join(in.Dir, "noted"), "containerd-shim-noted-v2", "containerd-shim-runc-v2")
 		c.Set(shim, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", "runc", "runtime_path")
 		c.Set(true, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", "heir", "inherit_default_runtime")
@@ -148,7 +148,7 @@ func TestCTR_05_ImagePlatform(t *testing.T) {
 		}
 		return resp.GetImage().GetId()
 	}
-	p := runPod(d, "platforms")
+	p := runPaused(d, "platforms")
 	b := &box{Daemon: d, t: t, pod: p.id, config: p.config}
 	// madeFor runs a container and says of what image it is.
 	n := 0

@@ -114,7 +114,7 @@ func TestDEV_12_NRIPodEvents(t *testing.T) {
 		switch {
 		case event == "RunPodSandbox" && pod.GetName() == "refused":
 			return errors.New("there is no room")
-		case event == "RunPodSandbox" && pod.GetName() == "dev12":
+		case event == "RunPodSandbox" && strings.HasPrefix(pod.GetName(), "dev12"):
 			seen = pod
 		}
 		return nil
@@ -122,7 +122,7 @@ func TestDEV_12_NRIPodEvents(t *testing.T) {
 	p.connect(d)
 	config := d.PodConfig("dev12")
 	config.Labels, config.Annotations = map[string]string{"l": "1"}, map[string]string{"a": "2"}
-	id := d.RunPod(config)
+	id := d.RunPodWith(config, pausing)
 	if _, err := d.Runtime().UpdatePodSandboxResources(t.Context(), &cri.UpdatePodSandboxResourcesRequest{PodSandboxId: id}); err != nil {
 		t.Fatal(err)
 	}
@@ -135,6 +135,14 @@ func TestDEV_12_NRIPodEvents(t *testing.T) {
 	if seen.GetId() != id || seen.GetUid() != config.Metadata.Uid || seen.GetNamespace() != config.Metadata.Namespace || seen.GetLabels()["l"] != "1" ||
 		seen.GetAnnotations()["a"] != "2" || len(seen.GetIps()) == 0 || seen.GetPid() == 0 || len(seen.GetLinux().GetNamespaces()) == 0 || seen.GetRuntimeHandler() == "" {
 		t.Errorf("the pod is told as %v", seen)
+	}
+	// One without a process has its network at least.
+	pinned := d.RunPodWith(d.PodConfig("dev12-pinned"), "gantry")
+	if ns := seen.GetLinux().GetNamespaces(); seen.GetId() != pinned || len(ns) != 1 || ns[0].GetType() != "network" || ns[0].GetPath() != pinOf(t, d, pinned) {
+		t.Errorf("the pod without a process is told as %v", seen)
+	}
+	if err := removePod(d, pinned); err != nil {
+		t.Fatal(err)
 	}
 	_, err := d.Runtime().RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: d.PodConfig("refused")})
 	wantError(t, err, codes.FailedPrecondition, "there is no room", "RunPodSandbox", "10-recorder")
@@ -300,7 +308,7 @@ func TestDEV_15_NRINewerAdjustments(t *testing.T) {
 		return a, nil
 	}
 	p.connect(d)
-	b := newBoxOn(t, d)
+	b := pausedBox(t, d)
 	run := func(name string) string { return b.run(b.sleeper(name)) }
 	if got := sh(d, run("seccomp"), "mkdir /made 2>/dev/null || echo refused"); got != "refused" {
 		t.Errorf("seccomp: %q", got)

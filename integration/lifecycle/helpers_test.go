@@ -148,11 +148,24 @@ type pod struct {
 
 // runPod runs a pod after the configuration was edited.
 func runPod(d *daemon.Daemon, name string, edits ...func(*cri.PodSandboxConfig)) pod {
+	return runPodWith(d, "", name, edits...)
+}
+
+// pausing is the handler whose pods have a pause process, for tests that look at it
+// or at its shim.
+const pausing = "runc"
+
+// runPaused is runPod for a pod with a pause process.
+func runPaused(d *daemon.Daemon, name string, edits ...func(*cri.PodSandboxConfig)) pod {
+	return runPodWith(d, pausing, name, edits...)
+}
+
+func runPodWith(d *daemon.Daemon, handler, name string, edits ...func(*cri.PodSandboxConfig)) pod {
 	config := d.PodConfig(name)
 	for _, edit := range edits {
 		edit(config)
 	}
-	return pod{d.RunPod(config), config}
+	return pod{d.RunPodWith(config, handler), config}
 }
 
 // run starts a container in the pod and returns its ID.

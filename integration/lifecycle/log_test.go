@@ -362,7 +362,7 @@ type keptBox struct {
 
 func newKeptBox(t *testing.T) keptBox {
 	t.Helper()
-	return keptBox{newBoxOn(t, start(t)), t.TempDir()}
+	return keptBox{pausedBox(t, start(t)), t.TempDir()}
 }
 
 // counting is a container that waits for the sign "go", writes so many numbered

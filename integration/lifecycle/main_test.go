@@ -3,9 +3,9 @@
 // against a real daemon over its socket.
 //
 // With GANTRY_STOCK=1 the same tests run against containerd as released, which
-// tells a wrong test from a wrong daemon. With GANTRY_SHIM=1 pods run by our own shim
-// and without pause processes where a test does not say otherwise. Start reading at
-// helpers_test.go.
+// tells a wrong test from a wrong daemon. With GANTRY_HANDLER=runc pods run by
+// containerd's shim and have pause processes where a test does not say otherwise. Start
+// reading at helpers_test.go.
 package lifecycle
 
 import (
@@ -49,15 +49,8 @@ func options(more ...daemon.Option) []daemon.Option {
 	if stock {
 		opts = append(opts, daemon.Stock())
 	}
-	if os.Getenv("GANTRY_SHIM") != "" {
-		opts = append(opts, daemon.Edit(ownShim))
+	if handler := os.Getenv("GANTRY_HANDLER"); handler != "" {
+		opts = append(opts, daemon.Set(handler, "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))
 	}
 	return append(opts, more...)
-}
-
-// ownShim has the default handler run our own shim.
-func ownShim(_ *daemon.Instance, c daemon.Config) {
-	at := []string{"plugins", daemon.RuntimePlugin, "containerd", "runtimes", "runc"}
-	c.Set("io.containerd.gantry.v2", append(at, "runtime_type")...)
-	c.Set("shim", append(at, "sandboxer")...)
 }

@@ -196,7 +196,7 @@ func TestNET_21_NetnsDirectory(t *testing.T) {
 			t.Parallel()
 			d := start(t, daemon.Set(c.underState, "plugins", daemon.RuntimePlugin, "netns_mounts_under_state_dir"))
 			p := runPod(d, "pinned")
-			path := pinInfo(t, d, p)
+			path := pinInfo(t, d, p.run(d, daemon.ContainerConfig("main", plain(t, d))))
 			if real, err := filepath.EvalSymlinks(path); err != nil || !strings.HasPrefix(real, c.dir(d)+"/") {
 				t.Errorf("the namespace is pinned at %s (%v), want it below %s", real, err, c.dir(d))
 			}
@@ -210,11 +210,10 @@ func TestNET_21_NetnsDirectory(t *testing.T) {
 	}
 }
 
-// pinInfo is where the daemon says that it has pinned the pod's network.
-func pinInfo(t *testing.T, d *daemon.Daemon, p pod) string {
+// pinInfo is where the network of a container is pinned.
+func pinInfo(t *testing.T, d *daemon.Daemon, id string) string {
 	t.Helper()
-	pid, want := pidOf(t, d, p.id), ""
-	want = nsOf(t, pid, "net")
+	want := nsOf(t, pidOf(t, d, id), "net")
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		t.Fatal(err)

@@ -52,7 +52,7 @@ func TestPOD_20_SandboxReadonlyRootfs(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
 	for _, asked := range []bool{true, false} {
-		p := runPod(d, fmt.Sprint("readonly-", asked), func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.ReadonlyRootfs = asked })
+		p := runPaused(d, fmt.Sprint("readonly-", asked), func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.ReadonlyRootfs = asked })
 		if !specOf(t, d, p.id).Root.Readonly {
 			t.Errorf("asked %v: the specification has a writable root", asked)
 		}

@@ -108,7 +108,7 @@ func TestRTH_03_SupplementalGroupsPolicy(t *testing.T) {
 func TestRTH_09_OneShim(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	p := runPod(d, "grouped")
+	p := runPaused(d, "grouped")
 	ids := []string{p.id}
 	for i := range 3 {
 		ids = append(ids, p.run(d, daemon.ContainerConfig(fmt.Sprint("c", i), plain(t, d))))
@@ -185,7 +185,7 @@ func TestRTH_10_ShimSurvives(t *testing.T) {
 func TestRTH_11_ShimCrash(t *testing.T) {
 	t.Parallel()
 	d := start(t)
-	p := runPod(d, "orphaned")
+	p := runPaused(d, "orphaned")
 	ip := ipOf(t, d, p)
 	ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d), "sh", "-c", "sleep 100000 & sleep 100000"))
 	second := p.run(d, daemon.ContainerConfig("second", plain(t, d)))
@@ -221,7 +221,7 @@ func TestRTH_11_ShimCrash(t *testing.T) {
 func TestRTH_11_ShimAndDaemonCrash(t *testing.T) {
 	t.Parallel()
 	d := start(t)
-	p := runPod(d, "orphaned")
+	p := runPaused(d, "orphaned")
 	ctr, err := p.create(d, daemon.ContainerConfig("main", plain(t, d)))
 	if err != nil {
 		t.Fatal(err)

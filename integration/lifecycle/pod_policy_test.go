@@ -21,7 +21,7 @@ import (
 func TestPOD_11_OverheadAndResources(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	p := runPod(d, "sums", func(c *cri.PodSandboxConfig) {
+	p := runPaused(d, "sums", func(c *cri.PodSandboxConfig) {
 		c.Linux.Overhead = &cri.LinuxContainerResources{CpuQuota: 1000, MemoryLimitInBytes: 16 << 20}
 		c.Linux.Resources = &cri.LinuxContainerResources{CpuPeriod: 100000, CpuQuota: 50000, CpuShares: 512, MemoryLimitInBytes: 256 << 20}
 	})
@@ -85,7 +85,7 @@ func TestPOD_19_SandboxIdentity(t *testing.T) {
 	}{
 		"both": {number(1234), number(77), "1234:77"}, "user": {number(1234), nil, "1234:0"}, "root": {number(0), nil, "0:0"}, "none": {nil, nil, "65535:65535"},
 	} {
-		p := runPod(d, "identity-"+name, func(c *cri.PodSandboxConfig) {
+		p := runPaused(d, "identity-"+name, func(c *cri.PodSandboxConfig) {
 			c.Linux.SecurityContext.RunAsUser, c.Linux.SecurityContext.RunAsGroup = row.user, row.group
 		})
 		text := podProcess(t, d, p.id)
@@ -120,7 +120,7 @@ func TestPOD_21_SandboxGroups(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
 	for _, policy := range []cri.SupplementalGroupsPolicy{cri.SupplementalGroupsPolicy_Merge, cri.SupplementalGroupsPolicy_Strict} {
-		p := runPod(d, "groups-"+strings.ToLower(policy.String()), func(c *cri.PodSandboxConfig) {
+		p := runPaused(d, "groups-"+strings.ToLower(policy.String()), func(c *cri.PodSandboxConfig) {
 			sc := c.Linux.SecurityContext
 			sc.RunAsUser, sc.RunAsGroup = &cri.Int64Value{Value: images.AliceUID}, &cri.Int64Value{Value: 77}
 			sc.SupplementalGroups, sc.SupplementalGroupsPolicy = []int64{5000, 6000, 5000}, policy

@@ -240,7 +240,7 @@ func (s *sandboxService) UpdateSandbox(context.Context, *sandboxapi.UpdateSandbo
 func TestRTH_15_SandboxModes(t *testing.T) {
 	t.Parallel()
 	d := start(t)
-	for _, handler := range []string{"", sandboxHandler} {
+	for _, handler := range []string{pausing, sandboxHandler} {
 		t.Run("handler "+handler, func(t *testing.T) {
 			config := d.PodConfig("moded")
 			config.Hostname = "moded-host"

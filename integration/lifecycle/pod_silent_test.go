@@ -39,9 +39,9 @@ func TestRTH_11_SilentShim(t *testing.T) {
 	for name, restart := range map[string]bool{"same daemon": false, "after a restart": true} {
 		t.Run(name, func(t *testing.T) {
 			d := start(t)
-			other := runPod(d, "other")
+			other := runPaused(d, "other")
 			witness := other.run(d, daemon.ContainerConfig("witness", plain(t, d)))
-			p := runPod(d, "silent")
+			p := runPaused(d, "silent")
 			img := plain(t, d)
 			const mark = "87360011"
 			ids := []string{
@@ -98,7 +98,7 @@ func TestRTH_11_SilentShim(t *testing.T) {
 func TestRTH_11_SilentShimRemoved(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	p := runPod(d, "silent")
+	p := runPaused(d, "silent")
 	silence(t, p.id)
 	ctx, cancel := context.WithTimeout(t.Context(), silentBound)
 	defer cancel()

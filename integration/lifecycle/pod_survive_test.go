@@ -66,7 +66,7 @@ func TestLIF_01_Restart(t *testing.T) {
 				ctr := p.run(d, daemon.ContainerConfig("steady", plain(t, d)))
 				pods, steady, pids[ctr] = append(pods, p), append(steady, ctr), pidOf(t, d, ctr)
 			}
-			dead := runPod(d, "dies") // the pod itself ends meanwhile
+			dead := runPaused(d, "dies") // the pod itself ends meanwhile
 			pause := pidOf(t, d, dead.id)
 			down := time.Now()
 			end(d)
@@ -136,7 +136,7 @@ func kill(t *testing.T, pid int) {
 func TestLIF_03_DamagedState(t *testing.T) {
 	t.Parallel()
 	d := start(t)
-	good, bad, torn := runPod(d, "good"), runPod(d, "bad"), runPod(d, "torn")
+	good, bad, torn := runPod(d, "good"), runPaused(d, "bad"), runPod(d, "torn")
 	ctr := good.run(d, daemon.ContainerConfig("main", plain(t, d)))
 	ip, pin := ipOf(t, d, bad), pinOf(t, d, bad.id)
 	d.Stop()

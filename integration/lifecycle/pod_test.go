@@ -167,7 +167,7 @@ func TestPOD_09_CgroupParent(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
 	parent := d.PodParent("kubepods", "burstable", "pod-09")
-	p := runPod(d, "grouped", func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent })
+	p := runPaused(d, "grouped", func(c *cri.PodSandboxConfig) { c.Linux.CgroupParent = parent })
 	ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d)))
 	for _, id := range []string{p.id, ctr} {
 		for _, controller := range []string{"memory", "cpu", "pids"} {
@@ -371,13 +371,13 @@ func TestPOD_23_Seccomp(t *testing.T) {
 		"unconfined": {&cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}, "0"},
 		"localhost":  {&cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: profile}, "2"},
 	} {
-		if got := mode(runPod(d, name, with(c.profile))); got != c.want {
+		if got := mode(runPaused(d, name, with(c.profile))); got != c.want {
 			t.Errorf("%s: the mode is %q, want %q", name, got, c.want)
 		}
 	}
 	config := d.PodConfig("no-profile")
 	with(&cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "/no/such/profile"})(config)
-	_, err := d.StartPod(t.Context(), config, "")
+	_, err := d.StartPod(t.Context(), config, pausing)
 	wantError(t, err, status.Code(err), "/no/such/profile")
 	with(&cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost})(config)
 	_, err = d.StartPod(t.Context(), config, "")
@@ -416,7 +416,7 @@ func TestPOD_27_Addresses(t *testing.T) {
 func TestPOD_28_State(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	p := runPod(d, "dies")
+	p := runPaused(d, "dies")
 	ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d)))
 	if s := podStatus(t, d, p.id); s.State != cri.PodSandboxState_SANDBOX_READY {
 		t.Errorf("pod is %s", s.State)
@@ -456,7 +456,7 @@ func TestPOD_29_ContainersStatuses(t *testing.T) {
 func TestPOD_30_VerboseInfo(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	p := runPod(d, "verbose")
+	p := runPaused(d, "verbose")
 	resp, err := d.Runtime().PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
 	if err != nil {
 		t.Fatal(err)

@@ -200,7 +200,7 @@ func TestRES_13_Cgroupfs(t *testing.T) {
 	}
 	parent := d.PodParent("kubepods", "besteffort", "pod-13")
 	remove := makePodGroup(t, d, parent, 300<<20)
-	p := runPod(d, "by-hand", underParent(parent))
+	p := runPaused(d, "by-hand", underParent(parent))
 	ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d)))
 	inGroup(t, d, parent, p.id, ctr)
 	if err := removePod(d, p.id); err != nil {
@@ -476,7 +476,7 @@ var namedAfter = regexp.MustCompile(`(?:^cri-containerd-|^)([a-z0-9]{64})(?:\.sc
 func TestRES_31_CgroupNames(t *testing.T) {
 	d := shared(t)
 	parent := d.PodParent("kubepods", "pod-31")
-	p := runPod(d, "found", underParent(parent))
+	p := runPaused(d, "found", underParent(parent))
 	want := map[string]string{p.id: "", p.run(d, daemon.ContainerConfig("a", plain(t, d))): "a", p.run(d, daemon.ContainerConfig("b", plain(t, d))): "b"}
 	for range 2 {
 		entries, err := os.ReadDir(filepath.Join(tree("memory"), parent))
@@ -516,7 +516,7 @@ func TestRES_32_CgroupCleanup(t *testing.T) {
 	t.Parallel()
 	d := start(t)
 	plain(t, d)
-	if err := removePod(d, runPod(d, "first").id); err != nil { // the first makes the daemon's own groups
+	if err := removePod(d, runPaused(d, "first").id); err != nil { // the first makes the daemon's own groups
 		t.Fatal(err)
 	}
 	before := groupTree(t, d)
@@ -528,7 +528,7 @@ func TestRES_32_CgroupCleanup(t *testing.T) {
 		parent := d.PodParent(fmt.Sprint("pod32x", i))
 		removes[i] = makePodGroup(t, d, parent, 200<<20)
 		wg.Go(func() {
-			made[i] = runPod(d, fmt.Sprint("many", i), underParent(parent), hostNetwork)
+			made[i] = runPaused(d, fmt.Sprint("many", i), underParent(parent), hostNetwork)
 			made[i].run(d, onHost(daemon.ContainerConfig("main", plain(t, d))))
 		})
 	}

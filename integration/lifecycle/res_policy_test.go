@@ -38,7 +38,7 @@ func scoreOf(t *testing.T, pid int) int64 {
 func TestRES_06_RestrictOOMScore(t *testing.T) {
 	t.Parallel()
 	const own = 300
-	b := newBoxOn(t, start(t, runtimeKey(true, "restrict_oom_score_adj"), startedBy(t, "choom", "-n", fmt.Sprint(own), "--")))
+	b := pausedBox(t, start(t, runtimeKey(true, "restrict_oom_score_adj"), startedBy(t, "choom", "-n", fmt.Sprint(own), "--")))
 	if got := scoreOf(t, b.PID()); got != own {
 		t.Fatalf("the daemon has %d", got)
 	}

@@ -50,7 +50,7 @@ func TestRPC_01_Version(t *testing.T) {
 // cannot be made leaves nothing, whichever half of it failed.
 func TestRPC_02_RunPodSandbox(t *testing.T) {
 	d := shared(t)
-	p := runPod(d, "whole")
+	p := runPaused(d, "whole")
 	s := podStatus(t, d, p.id)
 	if s.State != cri.PodSandboxState_SANDBOX_READY || !exists(ipamFile(d, s.Network.Ip)) || len(netnsMounts(t, d)) != 1 {
 		t.Errorf("state %s, address %q, namespaces %q", s.State, s.Network.Ip, netnsMounts(t, d))

@@ -94,7 +94,7 @@ func TestRTH_05_MountOptions(t *testing.T) {
 func TestRTH_17_NoPauseImage(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	for _, handler := range []string{"", annotatedHandler} {
+	for _, handler := range []string{pausing, annotatedHandler} {
 		config := d.PodConfig("pauses")
 		hostNetwork(config)
 		id := d.RunPodWith(config, handler)
@@ -248,7 +248,7 @@ func TestRTH_23_AnnotationPassthrough(t *testing.T) {
 	if s := podStatus(t, d, p.id); !maps.Equal(s.Annotations, ofPod) {
 		t.Errorf("the pod's status has %v", s.Annotations)
 	}
-	p, ctr = annotated(t, d, "", ofPod, ofContainer)
+	p, ctr = annotated(t, d, pausing, ofPod, ofContainer)
 	wantAnnotations(t, d, p.id, nil)
 	wantAnnotations(t, d, ctr, nil)
 }

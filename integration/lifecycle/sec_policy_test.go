@@ -162,7 +162,7 @@ func TestPOD_25_OldSeccompString(t *testing.T) {
 		"localhost":  {"localhost/" + path, nil, filtered},
 		"both":       {"localhost/" + path, &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}, open},
 	} {
-		p := runPod(b.Daemon, "old-"+name, func(c *cri.PodSandboxConfig) {
+		p := runPaused(b.Daemon, "old-"+name, func(c *cri.PodSandboxConfig) {
 			c.Linux.SecurityContext.Seccomp, c.Linux.SecurityContext.SeccompProfilePath = row.typed, row.old //nolint:staticcheck // kubelets of old send it
 		})
 		pause := pidOf(t, b.Daemon, p.id)
@@ -778,7 +778,7 @@ func TestSEC_25_KVMLabel(t *testing.T) {
 		}
 	}
 	// Of other handlers, in the same daemon.
-	for _, handler := range []string{"", "plain-kata"} {
+	for _, handler := range []string{pausing, "plain-kata"} {
 		id := d.RunPodWith(d.PodConfig("plain"+handler), handler)
 		if got := labelOf(pidOf(t, d, id)); strings.Contains(got, "kvm") {
 			t.Errorf("a pod of handler %q that is no virtual machine has %q", handler, got)

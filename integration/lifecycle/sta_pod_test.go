@@ -87,7 +87,7 @@ func measuredPods(t *testing.T, d *daemon.Daemon, mark string) (red, blue pod) {
 			c.Labels["measured"], c.Labels["colour"] = mark, colour
 		}
 	}
-	red, blue = runPod(d, "red", with("red")), runPod(d, "blue", with("blue"))
+	red, blue = runPaused(d, "red", with("red")), runPaused(d, "blue", with("blue"))
 	if err := stopPod(d, runPod(d, "stopped", with("red")).id); err != nil {
 		t.Fatal(err)
 	}
@@ -358,7 +358,7 @@ func TestSTA_07_PodNetwork(t *testing.T) {
 func TestSTA_08_ProcessCount(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	p := runPod(d, "crowded", inPodGroup(d, "sta08"))
+	p := runPaused(d, "crowded", inPodGroup(d, "sta08"))
 	ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d)))
 	counted := func(want uint64) {
 		t.Helper()

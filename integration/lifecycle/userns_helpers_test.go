@@ -52,6 +52,13 @@ func newUserBoxOn(t *testing.T, d *daemon.Daemon, edits ...func(*cri.PodSandboxC
 	return &userBox{newBoxOn(t, d, append(edits, withUserns(u))...), u}
 }
 
+// pausedUserBox is newUserBoxOn for a pod with a pause process.
+func pausedUserBox(t *testing.T, d *daemon.Daemon, edits ...func(*cri.PodSandboxConfig)) *userBox {
+	t.Helper()
+	u := newRange()
+	return &userBox{pausedBox(t, d, append(edits, withUserns(u))...), u}
+}
+
 // in gives a container the namespaces of the pod, as the kubelet does.
 func (b *userBox) in(c *cri.ContainerConfig) *cri.ContainerConfig {
 	o := c.Linux.SecurityContext.NamespaceOptions

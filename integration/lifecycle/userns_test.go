@@ -24,7 +24,7 @@ import (
 // numbers that were asked for, and in it root is root.
 func TestPOD_15_UserNamespace(t *testing.T) {
 	t.Parallel()
-	b := newUserBox(t)
+	b := pausedUserBox(t, shared(t))
 	id := b.run(b.sleeper("app"))
 	want := fmt.Sprintf("0 %d %d", hostRoot(b.u), rangeSize)
 	for _, file := range []string{"uid_map", "gid_map"} {
@@ -201,7 +201,7 @@ func TestPOD_15_Streams(t *testing.T) {
 // another container, are in the user namespace too.
 func TestPOD_15_SharedProcesses(t *testing.T) {
 	t.Parallel()
-	b := newUserBox(t, func(c *cri.PodSandboxConfig) {
+	b := pausedUserBox(t, shared(t), func(c *cri.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
 	})
 	own := b.run(b.sleeper("own"))
@@ -285,7 +285,7 @@ func TestSEC_29_StaticMappings(t *testing.T) {
 	u := newRange()
 	text := fmt.Sprintf("0:%d:%d", hostRoot(u), rangeSize)
 	d := start(t, runtimeKey(text, "uid_mappings"), runtimeKey(text, "gid_mappings"))
-	b := newBoxOn(t, d)
+	b := pausedBox(t, d)
 	id := b.run(b.sleeper("app"))
 	want := fmt.Sprintf("0 %d %d", hostRoot(u), rangeSize)
 	for _, file := range []string{"uid_map", "gid_map"} {
@@ -306,7 +306,7 @@ func TestSEC_29_StaticMappings(t *testing.T) {
 		t.Errorf("a pod that asks for its own has %q", got)
 	}
 	for name, edit := range map[string]func(*cri.PodSandboxConfig){"privileged": privileged, "network": hostNetwork} {
-		if got := nsOf(t, pidOf(t, d, runPod(d, name, edit).id), "user"); got != nsOf(t, "self", "user") {
+		if got := nsOf(t, pidOf(t, d, runPaused(d, name, edit).id), "user"); got != nsOf(t, "self", "user") {
 			t.Errorf("a pod of the node by %s is in %s", name, got)
 		}
 	}
@@ -754,7 +754,7 @@ func TestMNT_18_ImageDeclaredUserns(t *testing.T) {
 // the kubelet chose, and its limits hold.
 func TestCVE_2025_47291_Limits(t *testing.T) {
 	t.Parallel()
-	b := newUserBox(t)
+	b := pausedUserBox(t, shared(t))
 	const limit = 24 << 20
 	c := b.sleeper("app")
 	c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: limit, CpuShares: 333}

@@ -85,11 +85,16 @@ func modern(t *testing.T) *apitypes.RuntimeInfo {
 	})
 }
 
+// parse returns the handlers that are configured, of which runc is the default.
 func parse(t *testing.T, text map[string]any) config.Runtime {
 	t.Helper()
 	cfg, _, err := config.ParseRuntime(text)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if cfg.DefaultHandler == "gantry" {
+		cfg.DefaultHandler = "runc"
+		delete(cfg.Handlers, "gantry")
 	}
 	return cfg
 }

@@ -17,7 +17,7 @@ import (
 
 // parts are what make build makes and the demo runs.
 var parts = []string{
-	"containerd", "containerd-shim-runc-v2", "runc", "gantry", "cni/bridge", "cni/host-local", "cni/portmap", "cni/loopback",
+	"containerd", "containerd-shim-gantry-v2", "containerd-shim-runc-v2", "runc", "gantry", "cni/bridge", "cni/host-local", "cni/portmap", "cni/loopback",
 }
 
 // busybox is what the image is made of.

@@ -44,6 +44,9 @@ func TestLoadDefaults(t *testing.T) {
 	if !slices.Contains(l.Runtimes, "runc") {
 		t.Errorf("runtimes %v", l.Runtimes)
 	}
+	if !slices.Equal(l.Shims, []string{"containerd-shim-gantry-v2", "containerd-shim-runc-v2"}) || l.DefaultShim != "containerd-shim-gantry-v2" {
+		t.Errorf("shims %v, by default %q", l.Shims, l.DefaultShim)
+	}
 	if got := l.OpsSocket(); got != "/run/containerd/io.containerd.grpc.v1.cri/gantry.sock" {
 		t.Errorf("operations socket %s", got)
 	}

@@ -20,6 +20,7 @@ import (
 	"slices"
 
 	"github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/pkg/shim"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/log"
@@ -57,6 +58,10 @@ type Layout struct {
 	// Runtimes are the OCI runtimes that handlers run, as names to look up on
 	// PATH or as paths.
 	Runtimes []string
+	// Shims are the programs that run them, in the same form. DefaultShim is that
+	// of the default handler, "" if it runs something else.
+	Shims       []string
+	DefaultShim string
 }
 
 // NetworkDir is a directory of CNI configurations.
@@ -143,6 +148,16 @@ func (l *Layout) runtime(rt gantry.Runtime) {
 		}
 		if !h.IsRunc() {
 			continue // such a shim finds its runtime itself
+		}
+		program := h.RuntimePath
+		if program == "" {
+			program = shim.BinaryName(h.RuntimeType)
+		}
+		if !slices.Contains(l.Shims, program) {
+			l.Shims = append(l.Shims, program)
+		}
+		if name == rt.DefaultHandler {
+			l.DefaultShim = program
 		}
 		binary, _ := h.Options["BinaryName"].(string)
 		if binary == "" {

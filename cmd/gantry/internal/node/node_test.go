@@ -54,6 +54,7 @@ func machine(t *testing.T) Node {
 		Layout: daemon.Layout{
 			Root: "/root", State: "/state", Address: "/run/c.sock", NetNSDir: "/netns",
 			Networks: []daemon.NetworkDir{{Path: "/cni", Max: 1}}, BinDirs: []string{"/none", "/cnibin"}, Runtimes: []string{"runc"},
+			Shims: []string{"containerd-shim-gantry-v2", "containerd-shim-runc-v2"}, DefaultShim: "containerd-shim-gantry-v2",
 		},
 		Path: []string{"/bin"},
 		Facts: func() (facts.Host, error) {
@@ -79,7 +80,7 @@ func machine(t *testing.T) Node {
 	n.put(t, "/proc/self/mountinfo", "")
 	n.put(t, "/proc/1/cmdline", "init\x00")
 	n.put(t, "/cni/10-pods.conflist", conflist)
-	for _, p := range []string{"/cnibin/bridge", "/cnibin/host-local", "/cnibin/portmap", "/bin/runc", "/bin/containerd-shim-runc-v2"} {
+	for _, p := range []string{"/cnibin/bridge", "/cnibin/host-local", "/cnibin/portmap", "/bin/runc", "/bin/containerd-shim-runc-v2", "/bin/containerd-shim-gantry-v2"} {
 		n.put(t, p, "#!")
 	}
 	return n
@@ -168,7 +169,8 @@ func TestUnsound(t *testing.T) {
 		"plugin fails":     {func(_ *testing.T, n *Node) { delete(n.Versions.(asked), "bridge") }, "network plugin bridge: failure: /cnibin/bridge does not tell"},
 		"old CNI":          {says("bridge", "|0.4.0 1.0.0"), "network plugin bridge: failure: /cnibin/bridge does not know CNI 1.1.0"},
 		"old portmap":      {says("portmap", "CNI portmap plugin v1.8.0|1.1.0"), "network plugin portmap: warning: /cnibin/portmap is 1.8.0; "},
-		"no shim":          {func(t *testing.T, n *Node) { n.remove(t, "/bin/containerd-shim-runc-v2") }, "runtime containerd-shim-runc-v2: warning: "},
+		"no shim":          {func(t *testing.T, n *Node) { n.remove(t, "/bin/containerd-shim-runc-v2") }, "runtime containerd-shim-runc-v2: warning: a runtime handler needs it"},
+		"no shim of ours":  {func(t *testing.T, n *Node) { n.remove(t, "/bin/containerd-shim-gantry-v2") }, "runtime containerd-shim-gantry-v2: warning: the default runtime handler needs it"},
 		"no runc":          {func(t *testing.T, n *Node) { n.remove(t, "/bin/runc") }, "runtime runc: failure: "},
 		"runc fails":       {func(_ *testing.T, n *Node) { delete(n.Versions.(asked), "runc") }, "runtime runc: failure: /bin/runc does not tell"},
 		"odd runc":         {says("runc", "hello"), "runtime runc: warning: /bin/runc tells no version"},
@@ -248,10 +250,10 @@ func TestOtherRuntime(t *testing.T) {
 	n.put(t, "/opt/crun", "#!")
 	n.Layout.Runtimes = []string{"/opt/crun"}
 	all := n.runtimes(t.Context())
-	if b := bad(all); len(b) > 0 || !strings.Contains(all[1].Text, "crun 1.21.0") {
+	if b := bad(all); len(b) > 0 || !strings.Contains(all[2].Text, "crun 1.21.0") {
 		t.Errorf("got %+v", all)
 	}
-	n.Layout.Runtimes = nil
+	n.Layout.Runtimes, n.Layout.Shims = nil, nil
 	n.remove(t, "/bin")
 	if all := n.runtimes(t.Context()); len(all) > 0 {
 		t.Errorf("without runc handlers: %+v", all)

@@ -17,16 +17,19 @@ import (
 // askTimeout bounds one question for a version.
 const askTimeout = 5 * time.Second
 
-// shimName is the program that runs containers of the runc handlers.
-const shimName = "containerd-shim-runc-v2"
-
 func (n Node) runtimes(ctx context.Context) []Finding {
 	l := &list{area: "runtime"}
-	if path, ok := n.find(shimName, n.Path); ok {
-		l.ok(shimName, "%s", path)
-	} else if len(n.Layout.Runtimes) > 0 {
-		l.add(shimName, Warn, "install it on the daemon's PATH, or beside the daemon",
-			"not found on this PATH; the daemon also looks beside its own program")
+	for _, name := range n.Layout.Shims {
+		if path, ok := n.find(name, n.Path); ok {
+			l.ok(name, "%s", path)
+			continue
+		}
+		need := "a runtime handler needs it"
+		if name == n.Layout.DefaultShim {
+			need = "the default runtime handler needs it"
+		}
+		l.add(name, Warn, "install it on the daemon's PATH or beside the daemon, or set default_runtime_name to another handler",
+			"%s, and it is not found on this PATH; the daemon also looks beside its own program", need)
 	}
 	for _, name := range n.Layout.Runtimes {
 		path, ok := n.find(name, n.Path)
