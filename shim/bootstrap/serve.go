@@ -63,6 +63,11 @@ func serveMain(ctx context.Context, args []string) int {
 func (s supervisor) serve(ctx context.Context, word *os.File) error {
 	debug.SetGCPercent(gcPercent)
 	logs := newLogs(s.debug)
+	// For the OCI runtime: it does one thing after the other, and threads that could
+	// do more cost more than they help. Of this process it changes nothing any more.
+	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
+		return err
+	}
 	// Everybody's supervisor does not end by what one terminal or client sends.
 	// They are taken and not ignored, which containers would inherit.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
