@@ -51,6 +51,7 @@ commands: generated
 		cgo=0; if [ $$c = containerd ]; then cgo=1; fi; \
 		CGO_ENABLED=$$cgo go build $(GOFLAGS_BUILD) -ldflags '$(LDFLAGS)' -o bin/$$c ./cmd/$$c; \
 	done
+	@ln -sf containerd-shim-gantry-v2 bin/containerd-shim-gantry-pod-v2
 
 .PHONY: pinned
 pinned: bin/runc bin/ctr bin/containerd-shim-runc-v2 $(CNI:%=bin/cni/%)
@@ -88,6 +89,7 @@ others: bin/shim1/containerd-shim-runc-v2 bin/gvisor/runsc bin/stock/containerd 
 race: generated ## bin/race/: what the tests run with RACE=1
 	@mkdir -p bin/race
 	@for c in $(RACED); do go build $(GOFLAGS_BUILD) -race -ldflags '$(LDFLAGS)' -o bin/race/$$c ./cmd/$$c; done
+	@ln -sf containerd-shim-gantry-v2 bin/race/containerd-shim-gantry-pod-v2
 
 # What the sources embed.
 PAUSE         := plugin/pause

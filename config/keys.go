@@ -66,6 +66,8 @@ const (
 	pauseImage = "registry.k8s.io/pause:3.10.2"
 	runcType   = "io.containerd.runc.v2"
 	gantryType = "io.containerd.gantry.v2"
+	// gantryPodType is the same with a process for each pod.
+	gantryPodType = "io.containerd.gantry-pod.v2"
 	// runcHandler is in the default configuration, as in containerd's. ownHandler
 	// is there without being named: runcHandler, run by our own shim.
 	runcHandler = "runc"
@@ -347,7 +349,7 @@ var ownKeys = []Key{
 
 var handlerKeys = []Key{
 	{Plugin: RuntimePlugin, Path: handlers + "runtime_type", Default: "",
-		Doc: "Runtime in containerd's naming: \"io.containerd.runc.v2\" runs containerd-shim-runc-v2, \"io.containerd.gantry.v2\" our own, which has one supervisor for all pods."},
+		Doc: "Runtime in containerd's naming: \"io.containerd.runc.v2\" runs containerd-shim-runc-v2, \"io.containerd.gantry.v2\" our own, which has one supervisor for all pods, and \"io.containerd.gantry-pod.v2\" the same program with a supervisor for each pod."},
 	{Plugin: RuntimePlugin, Path: handlers + "runtime_path", Default: "",
 		Doc: "Absolute path of the shim's executable, in place of the one found by runtime_type."},
 	{Plugin: RuntimePlugin, Path: handlers + "pod_annotations", Default: []string{},

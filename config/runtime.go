@@ -125,7 +125,9 @@ type Handler struct {
 }
 
 // IsRunc reports whether Options are those of runc, as our own shim has them too.
-func (h Handler) IsRunc() bool { return h.RuntimeType == runcType || h.RuntimeType == gantryType }
+func (h Handler) IsRunc() bool {
+	return h.RuntimeType == runcType || h.RuntimeType == gantryType || h.RuntimeType == gantryPodType
+}
 
 // isKata reports whether the runtime is one of Kata Containers' by its type, or
 // where only a path is configured by its program: their pods are virtual machines.
@@ -484,7 +486,7 @@ func (w *walker) checkHandler(h Handler) {
 	w.absolute(h.CNIConfDir, at("cni_conf_dir")...)
 	w.notNegative(h.CNIMaxConfNum, at("cni_max_conf_num")...)
 	if len(h.PlatformRuntimePaths) > 0 && !h.IsRunc() {
-		w.fail(at("platform_runtime_paths"), "needs the runtime_type %q or %q", runcType, gantryType)
+		w.fail(at("platform_runtime_paths"), "needs the runtime_type %q, %q or %q", runcType, gantryType, gantryPodType)
 	}
 	w.checkAllowed(h)
 	w.patterns(h.PodAnnotations, at("pod_annotations"))

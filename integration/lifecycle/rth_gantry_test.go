@@ -142,6 +142,66 @@ func TestRTH_14_OneSupervisor(t *testing.T) {
 func residentOf(t *testing.T, pid int) int { return statusNumber(t, pid, "VmRSS") }
 func threadsOf(t *testing.T, pid int) int  { return statusNumber(t, pid, "Threads") }
 
+// TestRTH_14_SupervisorPerPod: by its other name our shim has a process for each pod.
+// The end of one is the matter of its pod alone, which goes on too.
+func TestRTH_14_SupervisorPerPod(t *testing.T) {
+	t.Parallel()
+	for _, sandboxer := range []string{"shim", "podsandbox"} {
+		t.Run(sandboxer, func(t *testing.T) {
+			t.Parallel()
+			d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+				addHandler(in, c, "apart", daemon.Config{"runtime_type": "io.containerd.gantry-pod.v2", "sandboxer": sandboxer})
+			}))
+			one := supervisedPod(d, "apart", "one")
+			first, steady := one.wait(t, d, 5), one.run(d, daemon.ContainerConfig("steady", plain(t, d)))
+			of := supervisors(t, d)
+			two := supervisedPod(d, "apart", "two")
+			second := two.wait(t, d, 6)
+			all := supervisors(t, d)
+			if len(of) != 1 || len(all) != 2 {
+				t.Fatalf("one pod has supervisors %v, two have %v", of, all)
+			}
+			kill(t, of[0])
+			first.exit(t)
+			second.exit(t)
+			for id, code := range map[string]int32{first.id: 5, second.id: 6} {
+				if s := waitExited(t, d, id); s.ExitCode != code {
+					t.Errorf("code %d, want %d", s.ExitCode, code)
+				}
+			}
+			if got := sh(d, steady, "echo here"); got != "here" {
+				t.Errorf("the other container says %q", got)
+			}
+			later := one.run(d, daemon.ContainerConfig("later", plain(t, d)))
+			now := supervisors(t, d)
+			if len(now) != 2 || slices.Contains(now, of[0]) {
+				t.Errorf("supervisors are %v, were %v", now, all)
+			}
+			d.Kill()
+			d.Up()
+			for _, id := range []string{steady, later} {
+				if got := sh(d, id, "echo here"); got != "here" {
+					t.Errorf("after a restart of the daemon a container says %q", got)
+				}
+			}
+			if err := removePod(d, two.id); err != nil {
+				t.Error(err)
+			}
+			eventually(t, soon, func() error {
+				if left := supervisors(t, d); len(left) != 1 {
+					return fmt.Errorf("one pod has supervisors %v", left)
+				}
+				return nil
+			})
+			if err := removePod(d, one.id); err != nil {
+				t.Error(err)
+			}
+			noSupervisor(t, d)
+			nothingLeft(t, d)
+		})
+	}
+}
+
 // TestRTH_08_StockContainerd: our shim works for a containerd that knows nothing of
 // it, by ctr and as a handler of its own CRI service whose table has only another
 // runtime_type.

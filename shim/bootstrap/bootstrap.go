@@ -2,7 +2,8 @@
 // start a shim, to clean up after a dead one and to ask what it is, and the
 // supervisor itself.
 //
-// There is one supervisor for all pods and containers of one containerd and namespace. It
+// There is one supervisor for all pods and containers of one containerd and namespace,
+// or one for each pod. It
 // is found by its socket, whose name follows from containerd's address; beside it
 // are its state directory and the lock under which it begins and ends. It outlives
 // containerd and ends a little after its last container. Start reading at Main.
@@ -42,45 +43,66 @@ import (
 	"github.com/gantry-cri/gantry/shim/task"
 )
 
-// Name is the runtime_type of the shim.
-const Name = "io.containerd.gantry.v2"
+// Name is the runtime_type of the shim. As PodName it has a supervisor for each pod,
+// and for each container that is in none: more memory, and the end of one supervisor
+// is the matter of one pod. The name says it because every containerd can give it.
+const (
+	Name    = "io.containerd.gantry.v2"
+	PodName = "io.containerd.gantry-pod.v2"
+)
 
 // Main runs the command line.
 func Main(ctx context.Context) {
 	if len(os.Args) > 1 && os.Args[1] == serveCommand {
 		os.Exit(serveMain(ctx, os.Args[2:]))
 	}
-	shim.RunShim(ctx, manager{}, func(c *shim.Config) {
+	shim.RunShim(ctx, manager{perPod: filepath.Base(os.Args[0]) == shim.BinaryName(PodName)}, func(c *shim.Config) {
 		// A command of moments; only the supervisor has children to reap.
 		c.NoReaper, c.NoSubreaper = true, true
 	})
 }
 
-// resumes tells a containerd that knows the word: start, called again after the end
-// of a supervisor, starts one that has its tasks and sandboxes. Any other takes the
-// end of its connection for theirs. While it is connected it need not call start for
-// more of them: it writes their options into the bundle, as start does.
-func resumes() map[string]string {
-	return map[string]string{"io.containerd.gantry.resumes": "true"}
-}
-
 // manager implements containerd's protocol for shims.
-type manager struct{}
+type manager struct {
+	perPod bool // as PodName
+}
 
 var _ shim.Shim = manager{}
 
 // Name implements shim.Shim.
-func (manager) Name() string { return Name }
+func (m manager) Name() string {
+	if m.perPod {
+		return PodName
+	}
+	return Name
+}
+
+// promises tells a containerd that knows the words. Resumes: start, called again after
+// the end of a supervisor, starts one that has its tasks and sandboxes; any other
+// containerd takes the end of its connection for theirs. Shared: while it is connected
+// it need not call start for more of them, but write their options into the bundle, as
+// start does.
+func (m manager) promises() map[string]string {
+	said := map[string]string{"io.containerd.gantry.resumes": "true"}
+	if !m.perPod {
+		said["io.containerd.gantry.shared"] = "true"
+	}
+	return said
+}
 
 // Start implements shim.Shim: it returns where the supervisor listens, and
 // starts it if it is not there.
-func (manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootapi.BootstrapResult, error) {
+func (m manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootapi.BootstrapResult, error) {
 	dir := p.GetSocketDir()
 	if dir == "" {
 		dir = filepath.Join(defaults.DefaultStateDir, "s")
 	}
+	of := []string{p.GetContainerdGrpcAddress(), p.GetNamespace()}
+	if m.perPod {
+		of = append(of, p.GetInstanceID())
+	}
 	s := supervisor{
-		socket:    filepath.Join(dir, socketName(p.GetContainerdGrpcAddress(), p.GetNamespace())),
+		socket:    filepath.Join(dir, socketName(of...)),
 		namespace: p.GetNamespace(), address: p.GetContainerdGrpcAddress(), ttrpc: p.GetContainerdTtrpcAddress(),
 		debug: p.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG,
 	}
@@ -97,12 +119,13 @@ func (manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootapi.
 	if err := statedir.WriteAddress(".", s.url()); err != nil {
 		return nil, err
 	}
-	return &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: s.url(), Metadata: resumes()}, nil
+	return &bootapi.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: s.url(), Metadata: m.promises()}, nil
 }
 
-// socketName is the same for all that belongs to one containerd and namespace.
-func socketName(address, namespace string) string {
-	sum := sha256.Sum256([]byte(address + "\x00" + namespace))
+// socketName is the same for all that one supervisor is for: a containerd and a
+// namespace, and maybe a pod.
+func socketName(of ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(of, "\x00")))
 	return "gantry-" + hex.EncodeToString(sum[:12])
 }
 
@@ -173,9 +196,9 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 }
 
 // Info implements shim.Shim.
-func (manager) Info(ctx context.Context, r io.Reader) (*types.RuntimeInfo, error) {
+func (m manager) Info(ctx context.Context, r io.Reader) (*types.RuntimeInfo, error) {
 	info := &types.RuntimeInfo{
-		Name: Name, Version: &types.RuntimeVersion{Version: version.Version, Revision: version.Revision}, Annotations: resumes(),
+		Name: m.Name(), Version: &types.RuntimeVersion{Version: version.Version, Revision: version.Revision}, Annotations: m.promises(),
 	}
 	o, err := readOptions(r)
 	if err != nil {

@@ -23,11 +23,14 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
+// podFile is in the bundle of a container: its pod.
+const podFile = "sandbox"
+
 // binaryOf finds the shim's program: the bundle of a pod says it, that of a
 // container names its pod, and an older one has neither.
 func binaryOf(p *Pool, bundle *v2.Bundle) string {
 	dirs := []string{bundle.Path}
-	if pod, err := os.ReadFile(filepath.Join(bundle.Path, "sandbox")); err == nil && validName(string(pod)) {
+	if pod, err := os.ReadFile(filepath.Join(bundle.Path, podFile)); err == nil && validName(string(pod)) {
 		// The pod may be of an earlier daemon than the container.
 		found, err := filepath.Glob(filepath.Join(p.State, "*", p.Namespace, string(pod)))
 		if err == nil {
@@ -89,21 +92,22 @@ func (s *shim) callDelete(ctx context.Context) (*crt.Exit, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, buryLimit)
 	defer cancel()
-	out, err := s.call(ctx, nil, "-bundle", s.bundle.Path, "delete")
+	out, err := s.call(ctx, s.bundle.ID, nil, "-bundle", s.bundle.Path, "delete")
 	if err != nil {
 		return nil, err
 	}
 	return parseDeleted(out)
 }
 
-// call runs the shim's program for one of its actions, which is the last argument.
-func (s *shim) call(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
+// call runs the shim's program for one of its actions, which is the last argument, on
+// behalf of a pod or task.
+func (s *shim) call(ctx context.Context, id string, stdin []byte, args ...string) ([]byte, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	d := s.pool.Daemon
-	args = append([]string{"-namespace", s.bundle.Namespace, "-address", d.GRPCAddress, "-publish-binary", self, "-id", s.bundle.ID}, args...)
+	args = append([]string{"-namespace", s.bundle.Namespace, "-address", d.GRPCAddress, "-publish-binary", self, "-id", id}, args...)
 	cmd := exec.CommandContext(ctx, s.binary, args...)
 	cmd.Dir = s.bundle.Path
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=2", "MAX_SHIM_VERSION=2", "TTRPC_ADDRESS="+d.TTRPCAddress,

@@ -27,7 +27,7 @@ import (
 // again, takes the task over. The end of the connection is then no sign of its
 // death. The shim is started again, and the task dead only when the shim is there
 // and does not know it, or when it could not be started for reviveLimit. Such a
-// shim is everybody's: all tasks have one connection.
+// shim may be everybody's: all tasks have one connection.
 //
 // A shim says that its tasks last by resumesKey, in the annotations of its
 // information, as that must be known before it is started, and in the metadata of
@@ -35,6 +35,10 @@ import (
 const resumesKey = "io.containerd.gantry.resumes"
 
 func resumes(said map[string]string) bool { return said[resumesKey] == "true" }
+
+// sharedKey is in that metadata too, of a shim that is for all pods of the same
+// options: while one is connected to it, it need not be started for another.
+const sharedKey = "io.containerd.gantry.shared"
 
 const (
 	// lastingDir is in the place of a daemon's number: no TaskManager takes a
@@ -190,7 +194,7 @@ func (s *shim) join(ctx context.Context, id string) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(s.write("sandbox", []byte(id)), s.write(bootstrapFile, data)); err != nil {
+	if err := errors.Join(s.write(podFile, []byte(id)), s.write(bootstrapFile, data)); err != nil {
 		return nil, err
 	}
 	return s.open(ctx, params)
@@ -248,13 +252,17 @@ func (s *shim) start(ctx context.Context) (*bootapi.BootstrapResult, error) {
 	if err != nil {
 		return nil, err
 	}
-	request, err := s.request(options)
+	id, err := s.instance()
+	if err != nil {
+		return nil, err
+	}
+	request, err := s.request(id, options)
 	if err != nil {
 		return nil, err
 	}
 	stopLog := copyLog(ctx, s.bundle.Path)
 	defer stopLog()
-	out, err := s.call(ctx, request, "start")
+	out, err := s.call(ctx, id, request, "start")
 	if err != nil {
 		return nil, err
 	}
@@ -268,9 +276,11 @@ func (s *shim) start(ctx context.Context) (*bootapi.BootstrapResult, error) {
 	if err := s.writeBootstrap(r); err != nil {
 		return nil, err
 	}
-	s.pool.mu.Lock()
-	defer s.pool.mu.Unlock()
-	s.pool.started[startKey{s.binary, string(options)}] = r
+	if r.GetMetadata()[sharedKey] == "true" {
+		s.pool.mu.Lock()
+		defer s.pool.mu.Unlock()
+		s.pool.started[startKey{s.binary, string(options)}] = r
+	}
 	return r, nil
 }
 
@@ -290,15 +300,24 @@ func (s *shim) writeBootstrap(r *bootapi.BootstrapResult) error {
 	return os.Rename(next, filepath.Join(s.bundle.Path, bootstrapFile))
 }
 
+// instance is for what the shim is started: a container's is its pod's.
+func (s *shim) instance() (string, error) {
+	pod, err := os.ReadFile(filepath.Join(s.bundle.Path, podFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return s.bundle.ID, nil
+	}
+	return string(pod), err
+}
+
 // request is what a shim is told at its start.
-func (s *shim) request(options []byte) ([]byte, error) {
+func (s *shim) request(id string, options []byte) ([]byte, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	d := s.pool.Daemon
 	r := &bootapi.BootstrapParams{
-		InstanceID: s.bundle.ID, Namespace: s.bundle.Namespace, ContainerdVersion: version.Version, ContainerdBinary: self,
+		InstanceID: id, Namespace: s.bundle.Namespace, ContainerdVersion: version.Version, ContainerdBinary: self,
 		LogLevel:              bootapi.LogLevelFromString(log.GetLevel().String()),
 		ContainerdGrpcAddress: d.GRPCAddress, ContainerdTtrpcAddress: d.TTRPCAddress,
 	}
