@@ -600,9 +600,10 @@ func TestSTR_14_ExecDuringStop(t *testing.T) {
 	b := newBox(t)
 	id := b.run(b.script("app", "trap 'echo stopping' TERM; echo ready; while :; do sleep 0.1; done"))
 	b.logged(id, "ready")
+	const grace = 10 // seconds, in which two commands begin
 	stopped := make(chan error, 1)
 	begin := time.Now()
-	go func() { stopped <- stopContainer(b.Daemon, id, 4) }()
+	go func() { stopped <- stopContainer(b.Daemon, id, grace) }()
 	b.logged(id, "stopping")
 	if got := sh(b.Daemon, id, "echo still here"); got != "still here" {
 		t.Errorf("exec in the grace period: %q", got)
@@ -614,7 +615,7 @@ func TestSTR_14_ExecDuringStop(t *testing.T) {
 	if err := <-stopped; err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(begin); took < 4*time.Second {
+	if took := time.Since(begin); took < grace*time.Second {
 		t.Errorf("the grace period was over after %v", took)
 	}
 	if s := b.exited(id); s.ExitCode != 137 {
