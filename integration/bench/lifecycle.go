@@ -13,6 +13,12 @@ type scene struct {
 	title    string
 	network  cri.NamespaceMode
 	together int
+	edits    []func(*cri.ContainerConfig)
+}
+
+// filtered gives a container the runtime's default seccomp profile.
+func filtered(c *cri.ContainerConfig) {
+	c.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
 }
 
 // lifecycle measures how long pods take to come and go, and at what cost.
@@ -24,10 +30,11 @@ func lifecycle(ctx context.Context, b *bench) (_ []table, err error) {
 	}
 	var tables []table
 	for _, s := range []scene{
-		{"bridge network, one at a time", cri.NamespaceMode_POD, 1},
-		{fmt.Sprintf("bridge network, %d at once", atOnce), cri.NamespaceMode_POD, atOnce},
-		{"host network, one at a time", cri.NamespaceMode_NODE, 1},
-		{fmt.Sprintf("host network, %d at once", atOnce), cri.NamespaceMode_NODE, atOnce},
+		{"bridge network, one at a time", cri.NamespaceMode_POD, 1, nil},
+		{fmt.Sprintf("bridge network, %d at once", atOnce), cri.NamespaceMode_POD, atOnce, nil},
+		{"host network, one at a time", cri.NamespaceMode_NODE, 1, nil},
+		{"host network, the default seccomp profile, one at a time", cri.NamespaceMode_NODE, 1, []func(*cri.ContainerConfig){filtered}},
+		{fmt.Sprintf("host network, %d at once", atOnce), cri.NamespaceMode_NODE, atOnce, nil},
 	} {
 		t := table{title: "Pods up and down: " + s.title}
 		before := load()
@@ -71,7 +78,7 @@ func (b *bench) comeAndGo(ctx context.Context, s scene, sh *sheet, round int, n 
 		return nil
 	}
 	err := note("up", upCalls, func() (err error) {
-		pods, err = n.upMany(ctx, s.network, count, s.together)
+		pods, err = n.upMany(ctx, s.network, count, s.together, s.edits...)
 		return err
 	})
 	if err != nil {

@@ -7,8 +7,6 @@
 //	go run ./integration/bench -quick                   a look, on standard output
 //	go run ./integration/bench -only density -rounds 9  one section, more rounds
 //	go run ./integration/bench -profile /tmp/p          where the time goes instead
-//	go run ./integration/bench -subjects stock:runc,gantry:runc,gantry:gantry
-//	                                                    our own shim as well, without pause processes
 //
 // The machine need not be quiet. Subjects take turns within a round, and who
 // begins changes from round to round; a ratio is the median of the ratios of the
@@ -44,11 +42,12 @@ type sizes struct {
 	lists    int // pods for listing
 	listings int // calls of each kind, per round
 	restarts int
+	logged   int // MiB of log, per round
 }
 
 var (
-	full  = sizes{rounds: 5, pods: 10, crowd: 24, traced: 5, execs: 30, density: 50, lists: 200, listings: 1000, restarts: 5}
-	quick = sizes{rounds: 2, pods: 4, crowd: 16, traced: 3, execs: 10, density: 10, lists: 40, listings: 50, restarts: 2}
+	full  = sizes{rounds: 5, pods: 10, crowd: 24, traced: 5, execs: 30, density: 50, lists: 200, listings: 1000, restarts: 5, logged: 64}
+	quick = sizes{rounds: 2, pods: 4, crowd: 16, traced: 3, execs: 10, density: 10, lists: 40, listings: 50, restarts: 2, logged: 8}
 )
 
 // atOnce is how many pods come and go together where several do.
@@ -65,6 +64,7 @@ var sections = []section{
 	{"syscalls", syscalls},
 	{"density", density},
 	{"listing", listing},
+	{"logs", logs},
 }
 
 // options are the command line.
@@ -83,8 +83,8 @@ func parseOptions(args []string) (options, error) {
 	o := options{sizes: full, command: "go run ./integration/bench " + strings.Join(args, " ")}
 	short := f.Bool("quick", false, "a few minutes less, and less to be believed")
 	rounds := f.Int("rounds", 0, "rounds per measurement, instead of the default")
-	only := f.String("only", "", "sections to run, separated by commas: lifecycle, syscalls, density, listing (all)")
-	names := f.String("subjects", "stock:runc,gantry:runc", "daemon:handler pairs; the first is what the others are compared with")
+	only := f.String("only", "", "sections to run, separated by commas: lifecycle, syscalls, density, listing, logs (all)")
+	names := f.String("subjects", "stock:runc,gantry:runc,gantry:gantry", "daemon:handler pairs; the first is what the others are compared with")
 	f.StringVar(&o.out, "o", "", "file for the report (standard output)")
 	f.StringVar(&o.pause, "pause", "plugin/pause/bin/pause", "pause program in the stock daemon's pause image")
 	f.StringVar(&o.profiles, "profile", "", "instead of measuring, write profiles, traces and debug logs of pods that come and go to this directory")

@@ -27,7 +27,7 @@ var (
 )
 
 // up brings a pod with one container up, as the kubelet does.
-func (n *node) up(ctx context.Context, network cri.NamespaceMode, name string) (*pod, error) {
+func (n *node) up(ctx context.Context, network cri.NamespaceMode, name string, edits ...func(*cri.ContainerConfig)) (*pod, error) {
 	p := &pod{config: n.PodConfig(name), took: map[string]time.Duration{}}
 	p.config.Linux.SecurityContext.NamespaceOptions.Network = network
 	if network == cri.NamespaceMode_NODE {
@@ -35,6 +35,10 @@ func (n *node) up(ctx context.Context, network cri.NamespaceMode, name string) (
 	}
 	if err := os.MkdirAll(p.config.LogDirectory, 0o755); err != nil {
 		return nil, fmt.Errorf("make log directory: %w", err)
+	}
+	container := daemon.ContainerConfig("main", n.image)
+	for _, edit := range edits {
+		edit(container)
 	}
 	rt := n.Runtime()
 	err := p.calls("up", []call{
@@ -45,7 +49,7 @@ func (n *node) up(ctx context.Context, network cri.NamespaceMode, name string) (
 		}},
 		{upCalls[1], func() error {
 			r, err := rt.CreateContainer(ctx, &cri.CreateContainerRequest{
-				PodSandboxId: p.id, Config: daemon.ContainerConfig("main", n.image), SandboxConfig: p.config,
+				PodSandboxId: p.id, Config: container, SandboxConfig: p.config,
 			})
 			p.container = r.GetContainerId()
 			return err
@@ -105,14 +109,14 @@ func (p *pod) calls(sum string, all []call) error {
 }
 
 // upMany brings pods up, several at once, and returns those that came up.
-func (n *node) upMany(ctx context.Context, network cri.NamespaceMode, count, together int) ([]*pod, error) {
+func (n *node) upMany(ctx context.Context, network cri.NamespaceMode, count, together int, edits ...func(*cri.ContainerConfig)) ([]*pod, error) { //lint:house param-count: what up takes, and how often
 	var mu sync.Mutex
 	var pods []*pod
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(together)
 	for i := range count {
 		g.Go(func() error {
-			p, err := n.up(ctx, network, fmt.Sprint("pod-", i))
+			p, err := n.up(ctx, network, fmt.Sprint("pod-", i), edits...)
 			if err != nil {
 				return err
 			}

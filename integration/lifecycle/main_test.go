@@ -9,6 +9,7 @@
 package lifecycle
 
 import (
+	"cmp"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -18,6 +19,9 @@ import (
 
 	"github.com/gantry-cri/gantry/integration/daemon"
 )
+
+// defaultHandler runs the pods of tests that ask for none.
+var defaultHandler = cmp.Or(os.Getenv("GANTRY_HANDLER"), "gantry")
 
 // stock says that the daemon under test is containerd's own.
 var stock = os.Getenv("GANTRY_STOCK") != ""
@@ -49,8 +53,8 @@ func options(more ...daemon.Option) []daemon.Option {
 	if stock {
 		opts = append(opts, daemon.Stock())
 	}
-	if handler := os.Getenv("GANTRY_HANDLER"); handler != "" {
-		opts = append(opts, daemon.Set(handler, "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))
+	if os.Getenv("GANTRY_HANDLER") != "" {
+		opts = append(opts, daemon.Set(defaultHandler, "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))
 	}
 	return append(opts, more...)
 }

@@ -387,7 +387,7 @@ func TestPOD_23_Seccomp(t *testing.T) {
 func TestPOD_26_RuntimeHandler(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	for handler, want := range map[string]string{"": "runc", "runc": "runc", otherHandler: otherHandler} {
+	for handler, want := range map[string]string{"": defaultHandler, "runc": "runc", otherHandler: otherHandler} {
 		config := d.PodConfig("handled")
 		hostNetwork(config)
 		id := d.RunPodWith(config, handler)

@@ -192,7 +192,7 @@ func TestRPC_05_PodSandboxStatus(t *testing.T) {
 	}
 	want := &cri.PodSandboxStatus{
 		Id: p.id, Metadata: p.config.Metadata, State: cri.PodSandboxState_SANDBOX_READY,
-		Labels: p.config.Labels, Annotations: p.config.Annotations, RuntimeHandler: "runc",
+		Labels: p.config.Labels, Annotations: p.config.Annotations, RuntimeHandler: defaultHandler,
 		CreatedAt: got.CreatedAt, Network: got.Network,
 		Linux: &cri.LinuxPodSandboxStatus{Namespaces: &cri.Namespace{Options: p.config.Linux.SecurityContext.NamespaceOptions}},
 	}
@@ -253,7 +253,7 @@ func TestRPC_06_ListPodSandbox(t *testing.T) {
 	}
 	for _, p := range []pod{red, blue, stopped} {
 		i := slices.IndexFunc(all.Items, func(item *cri.PodSandbox) bool { return item.Id == p.id })
-		if i < 0 || !proto.Equal(all.Items[i].Metadata, p.config.Metadata) || all.Items[i].RuntimeHandler != "runc" || all.Items[i].CreatedAt == 0 {
+		if i < 0 || !proto.Equal(all.Items[i].Metadata, p.config.Metadata) || all.Items[i].RuntimeHandler != defaultHandler || all.Items[i].CreatedAt == 0 {
 			t.Errorf("without a filter, item %d of %d for %s", i, len(all.Items), p.config.Metadata.Name)
 		}
 	}

@@ -302,7 +302,7 @@ func TestRTH_25_UntrustedWorkload(t *testing.T) {
 		wantError(t, err, codes.InvalidArgument, "namespace_options."+field)
 	}
 	trusted := untrusted(func(c *cri.PodSandboxConfig) { c.Annotations["io.kubernetes.cri.untrusted-workload"] = "false" })
-	if got := podStatus(t, d, d.RunPodWith(trusted, "")).RuntimeHandler; got != "runc" {
+	if got := podStatus(t, d, d.RunPodWith(trusted, "")).RuntimeHandler; got != defaultHandler {
 		t.Errorf("a pod that is said to be trusted has handler %q", got)
 	}
 }
