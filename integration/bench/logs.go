@@ -33,8 +33,8 @@ const (
 )
 
 // logs measures how fast a container can write to its log, and at what cost for
-// whoever writes it down. How long it took is what the log itself says: the times of
-// two lines.
+// whoever writes it down. How long it took is what the log itself says, by the times of
+// its lines.
 func logs(ctx context.Context, b *bench) (_ []table, err error) {
 	nodes, err := b.launch(ctx, b.subjects)
 	defer func() { err = errors.Join(err, retire(nodes)) }()
@@ -56,15 +56,14 @@ func logs(ctx context.Context, b *bench) (_ []table, err error) {
 func (b *bench) logOf(ctx context.Context, w writer, sh *sheet, round int, n *node) (err error) { //lint:house param-count: a closure's body
 	p, err := n.up(ctx, cri.NamespaceMode_NODE, "writes", func(c *cri.ContainerConfig) {
 		c.Command = []string{"sh", "-c", fmt.Sprintf(
-			"yes %099d | head -n %d >/lines; sleep 1; echo %s; %s 2>/dev/null; echo %s; exec sleep 1000000", 7, b.logged<<20/100, logBegins, w.command, logEnds)}
+			"yes %099d | head -n %d >/lines; echo %s; sleep 1; %s 2>/dev/null; echo %s; exec sleep 1000000", 7, b.logged<<20/100, logBegins, w.command, logEnds)}
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.down(context.WithoutCancel(ctx), p)) }()
 	path := filepath.Join(p.config.LogDirectory, "main.log")
-	begun, err := awaitLine(ctx, path, logBegins)
-	if err != nil {
+	if _, err := awaitLine(ctx, path, logBegins); err != nil {
 		return err
 	}
 	before, err := cpuOf(n.books.daemon)
@@ -76,6 +75,10 @@ func (b *bench) logOf(ctx context.Context, w writer, sh *sheet, round int, n *no
 		return err
 	}
 	after, err := cpuOf(n.books.daemon)
+	if err != nil {
+		return err
+	}
+	begun, err := firstLine(path)
 	if err != nil {
 		return err
 	}
@@ -97,8 +100,7 @@ func awaitLine(ctx context.Context, path, line string) (time.Time, error) {
 			return time.Time{}, err
 		}
 		if at := bytes.Index(text, []byte(" stdout F "+line)); at >= 0 {
-			stamp := text[bytes.LastIndexByte(text[:at], '\n')+1 : at]
-			return time.Parse(time.RFC3339Nano, string(stamp))
+			return stampOf(text[bytes.LastIndexByte(text[:at], '\n')+1:])
 		}
 		select {
 		case <-tick.C:
@@ -106,6 +108,28 @@ func awaitLine(ctx context.Context, path, line string) (time.Time, error) {
 			return time.Time{}, fmt.Errorf("wait for %q in the log: %w", line, ctx.Err())
 		}
 	}
+}
+
+// firstLine returns the time of the line after the one that says that the log begins.
+func firstLine(path string) (time.Time, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer f.Close()
+	text := make([]byte, logTail)
+	n, err := f.Read(text)
+	if err != nil {
+		return time.Time{}, err
+	}
+	_, text, _ = bytes.Cut(text[:n], []byte("\n"))
+	return stampOf(text)
+}
+
+// stampOf is the time at the beginning of a line.
+func stampOf(line []byte) (time.Time, error) {
+	stamp, _, _ := bytes.Cut(line, []byte(" "))
+	return time.Parse(time.RFC3339Nano, string(stamp))
 }
 
 func tailOf(path string) ([]byte, error) {
