@@ -405,3 +405,31 @@ func TestRES_18_ShimCgroup(t *testing.T) {
 		}
 	}
 }
+
+// TestRES_19_SupervisorMemory: what a shim takes is counted neither to the containers
+// nor to their pod.
+func TestRES_19_SupervisorMemory(t *testing.T) {
+	t.Parallel()
+	d := shared(t)
+	for _, handler := range []string{"", pausing} {
+		b := boxWith(t, d, handler, inPodGroup(d, "res19"+handler), func(c *cri.PodSandboxConfig) { c.Metadata.Name += handler })
+		id := b.run(b.sleeper("app"))
+		pid := b.begun(id)
+		shim := parentOf(t, pid)
+		of, pod := cgroupPath(t, shim, "memory"), b.config.Linux.CgroupParent
+		if got := cgroupPath(t, pid, "memory"); !strings.HasPrefix(got, pod+"/") || strings.HasPrefix(of, pod) {
+			t.Errorf("the container is in %s, its shim in %s, the pod in %s", got, of, pod)
+		}
+		takes := uint64(residentOf(t, shim)) << 10
+		whole := podStats(t, d, b.pod).GetLinux()
+		if got := whole.GetMemory().GetRssBytes().GetValue(); got == 0 || got >= takes {
+			t.Errorf("the pod is said to have %d bytes, its shim has %d", got, takes)
+		}
+		if n := len(whole.GetContainers()); n != 1 {
+			t.Fatalf("%d containers", n)
+		}
+		if got := whole.GetContainers()[0].GetMemory().GetRssBytes().GetValue(); got == 0 || got >= takes {
+			t.Errorf("the container is said to have %d bytes, its shim has %d", got, takes)
+		}
+	}
+}
