@@ -97,10 +97,10 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 	handOver := make(chan os.Signal, 1)
 	signal.Notify(handOver, unix.SIGUSR1)
 	word.Close()
-	ctx, cancel := context.WithCancel(ctx)
+	running, cancel := context.WithCancel(ctx)
 	writers := &logwriters.Writers{Outputs: tasks.Outputs, Connected: func() bool { return l.open.Load() > 0 }, Changed: l.changed}
 	var writing sync.WaitGroup
-	writing.Go(func() { writers.Run(ctx) })
+	writing.Go(func() { writers.Run(running) })
 	defer writing.Wait()
 	defer cancel()
 	idle := func() bool { return tasks.Idle() && pods.Idle() && l.open.Load() == 0 }
