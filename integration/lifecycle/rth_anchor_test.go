@@ -105,7 +105,7 @@ func TestRTH_12_AnchorReaps(t *testing.T) {
 	w.exit(t)
 	const long, slack = 3 * time.Second, 2 * time.Second
 	ended := time.Now()
-	time.Sleep(long)
+	<-time.NewTimer(long).C
 	d.Up()
 	if s := waitExited(t, d, w.id); s.ExitCode != 6 || time.Unix(0, s.FinishedAt).After(ended.Add(slack)) {
 		t.Errorf("code %d, ended at %s; it was at %s", s.ExitCode, time.Unix(0, s.FinishedAt), ended)

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -293,13 +294,21 @@ func TestRefused(t *testing.T) {
 			t.Errorf("a packet of %d bytes: %d bytes, %v, %v", size, n, err, answer)
 		}
 	}
-	var more []*Session
-	for range 40 { // more than it serves at a time
-		more = append(more, a.dial())
+	var all sync.WaitGroup
+	for range 400 { // more than it serves at a time, and than may wait
+		all.Go(func() {
+			m, err := Dial(a.socket)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer m.Close()
+			if _, err := m.Status(1); !errdefs.IsNotFound(err) {
+				t.Error(err)
+			}
+		})
 	}
-	for _, m := range more {
-		m.Close()
-	}
+	all.Wait()
 	a.must(s.Drop(1))
 	s.Close()
 	a.over()

@@ -31,8 +31,12 @@ const (
 	answerSize = 4 * 8
 )
 
-// patience is what an anchor has to answer, which takes it microseconds.
-const patience = 5 * time.Second
+const (
+	// patience is what an anchor has to answer, which takes it microseconds.
+	patience = 10 * time.Second
+	// busyPause is before a place in the queue of its connections is tried for again.
+	busyPause = 5 * time.Millisecond
+)
 
 // ID is what an anchor knows a process by, also when another one has its number.
 type ID uint64
@@ -55,7 +59,7 @@ type Session struct {
 // Dial connects to the anchor that listens at a socket. NotFound says that there is
 // none.
 func Dial(socket string) (*Session, error) {
-	conn, err := net.DialTimeout("unixpacket", socket, patience)
+	conn, err := connect(socket)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
 		return nil, fmt.Errorf("the anchor has ended: %w: %w", errdefs.ErrNotFound, err)
 	}
@@ -63,6 +67,18 @@ func Dial(socket string) (*Session, error) {
 		return nil, fmt.Errorf("connect to the anchor: %w: %w", errdefs.ErrUnavailable, err)
 	}
 	return &Session{turn: make(chan struct{}, 1), conn: conn}, nil
+}
+
+// connect waits for a place in the queue, which all who end at once may fill.
+func connect(socket string) (net.Conn, error) {
+	tick := time.NewTicker(busyPause)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); ; <-tick.C {
+		conn, err := net.DialTimeout("unixpacket", socket, patience)
+		if !errors.Is(err, unix.EAGAIN) || time.Now().After(end) {
+			return conn, err
+		}
+	}
 }
 
 // Close ends what the session holds and keeps.

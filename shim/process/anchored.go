@@ -128,7 +128,9 @@ type byAnchor struct {
 func (k *byAnchor) ended(fd int) (exit Exit, found bool, err error) {
 	if k.own != nil {
 		exit, err = exitOf(k.own, k.ID)
-	} else {
+	}
+	// A session may be over by slowness alone.
+	if k.own == nil || errdefs.IsUnavailable(err) {
 		exit, err = k.exit()
 	}
 	switch {
