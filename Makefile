@@ -94,13 +94,17 @@ race: generated ## bin/race/: what the tests run with RACE=1
 # What the sources embed.
 PAUSE         := plugin/pause
 KEEPER        := plugin/stdio/keeper
+ANCHOR        := shim/anchor
 .PHONY: generated
-generated: $(PAUSE)/bin/pause $(KEEPER)/bin/keeper
+generated: $(PAUSE)/bin/pause $(KEEPER)/bin/keeper $(ANCHOR)/bin/anchor
 $(PAUSE)/bin/pause: $(PAUSE)/build.sh $(PAUSE)/pause.c
 	@sh $(PAUSE)/build.sh
 	@touch $@
 $(KEEPER)/bin/keeper: $(KEEPER)/build.sh $(KEEPER)/keeper.c
 	@sh $(KEEPER)/build.sh
+	@touch $@
+$(ANCHOR)/bin/anchor: $(ANCHOR)/build.sh $(ANCHOR)/anchor.c
+	@sh $(ANCHOR)/build.sh
 	@touch $@
 
 ##@ Running

@@ -65,7 +65,7 @@ func (s slot) scope(dir string) host.Scope {
 		Subnet:       s.subnet(),
 		Table:        table(dir),
 		IPAM:         filepath.Join(dir, "ipam"),
-		Expected:     []string{"containerd", "containerd-shim-gantry-v2"},
+		Expected:     []string{"containerd", "containerd-shim-gantry-v2", "gantry-anchor"},
 	}
 }
 

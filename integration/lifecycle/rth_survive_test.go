@@ -51,12 +51,14 @@ func (p pod) alive(t *testing.T, d *daemon.Daemon, ctr string, pid int) {
 
 // TestRTH_12_SupervisorDies: pods and containers outlive the supervisor, alone and
 // with the daemon. How a container ended is known and told once, whenever it was.
-func TestRTH_12_SupervisorDies(t *testing.T) {
+func TestRTH_12_SupervisorDies(t *testing.T) { supervisorDies(t) }
+
+func supervisorDies(t *testing.T, opts ...daemon.Option) {
 	t.Parallel()
 	for _, handler := range supervised {
 		t.Run(handler, func(t *testing.T) {
 			t.Parallel()
-			d := start(t, daemon.Edit(withGantry), daemon.Edit(withPinned))
+			d := start(t, append(opts, daemon.Edit(withGantry), daemon.Edit(withPinned))...)
 			p := supervisedPod(d, handler, "outlives", inNamespace("rth-12"))
 			runs := p.run(d, daemon.ContainerConfig("steady", plain(t, d), "sh", "-c", "while sleep 0.05; do date +%s.%N; done"))
 			ends := p.run(d, daemon.ContainerConfig("ended", plain(t, d), "sh", "-c", "exit 7"))
@@ -126,9 +128,11 @@ func TestRTH_12_SupervisorDies(t *testing.T) {
 // TestRTH_12_SandboxesSurvive: pods without a container outlive the supervisor as
 // well, with a process and without, in the same namespaces; and the end of a pod's
 // process is that of the pod, also when no supervisor was there.
-func TestRTH_12_SandboxesSurvive(t *testing.T) {
+func TestRTH_12_SandboxesSurvive(t *testing.T) { sandboxesSurvive(t) }
+
+func sandboxesSurvive(t *testing.T, opts ...daemon.Option) {
 	t.Parallel()
-	d := start(t, daemon.Edit(withPinned))
+	d := start(t, append(opts, daemon.Edit(withPinned))...)
 	common := &cri.NamespaceOption{Pid: cri.NamespaceMode_POD}
 	apart, together, doomed := pinnedPod(d, "apart"), pinnedPod(d, "together", withNamespaces(common)), pinnedPod(d, "doomed", withNamespaces(common))
 	uts, holder := pinnedAs(t, d, apart.id, "uts"), pidOfPod(t, d, together.id)
@@ -216,12 +220,15 @@ func TestRTH_11_SupervisorForgets(t *testing.T) {
 // TestRTH_12_Crash kills the supervisor, the daemon or both at random moments of
 // pods' lives. What runs is not touched, each code is the true one, and in the end
 // there is nothing.
-func TestRTH_12_Crash(t *testing.T) {
+func TestRTH_12_Crash(t *testing.T) { supervisorCrashes(t, crashCycles()/len(supervised)) }
+
+// supervisorCrashes has as many crashes meet each handler.
+func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 	t.Parallel()
 	for _, handler := range supervised {
 		t.Run(handler, func(t *testing.T) {
 			t.Parallel()
-			d := start(t, daemon.Edit(withGantry), daemon.Edit(withPinned), daemon.Set(handler, "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))
+			d := start(t, append(opts, daemon.Edit(withGantry), daemon.Edit(withPinned), daemon.Set(handler, "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))...)
 			img := plain(t, d)
 			p := supervisedPod(d, handler, "steady")
 			steady := p.run(d, daemon.ContainerConfig("steady", img))
@@ -229,7 +236,7 @@ func TestRTH_12_Crash(t *testing.T) {
 			seed := uint64(time.Now().UnixNano())
 			t.Logf("seed %d", seed)
 			random := rand.New(rand.NewPCG(seed, 0))
-			for i := range crashCycles() / len(supervised) {
+			for i := range cycles {
 				ending, code := p.wait(t, d, 1+i%100), 1+i%100
 				lives := make(chan error, 1)
 				go func() { lives <- life(d, fmt.Sprint("cycle", i), img) }()
@@ -284,7 +291,9 @@ func crash(t *testing.T, d *daemon.Daemon, victims string, ending waiting) {
 
 // TestRTH_12_Upgrade: another program in the place of the shim's takes over what the
 // running one has, by the operator's command.
-func TestRTH_12_Upgrade(t *testing.T) {
+func TestRTH_12_Upgrade(t *testing.T) { upgrades(t) }
+
+func upgrades(t *testing.T, opts ...daemon.Option) {
 	t.Parallel()
 	var path string
 	text, err := os.ReadFile(inBin(t, "containerd-shim-gantry-v2"))
@@ -296,11 +305,11 @@ func TestRTH_12_Upgrade(t *testing.T) {
 		must(os.WriteFile(path+".new", text, 0o755))
 		must(os.Rename(path+".new", path))
 	}
-	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+	d := start(t, append(opts, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
 		path = filepath.Join(in.Dir, "installed", "containerd-shim-gantry-v2")
 		install()
 		addHandler(in, c, "installed", daemon.Config{"runtime_type": "io.containerd.gantry.v2", "runtime_path": path})
-	}))
+	}))...)
 	p := supervisedPod(d, "installed", "upgraded")
 	runs, ending := p.run(d, daemon.ContainerConfig("steady", plain(t, d))), p.wait(t, d, 5)
 	pid, old := pidOf(t, d, runs), supervisors(t, d)

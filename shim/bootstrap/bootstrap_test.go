@@ -31,6 +31,7 @@ import (
 type bench struct {
 	*shimtest.Env
 	t    *testing.T
+	env  []string
 	ctx  context.Context
 	shim string
 	runc string
@@ -51,7 +52,17 @@ func newBench(t *testing.T) bench {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
-	return bench{env, t, ctx, shim, runc, &[]*ttrpc.Client{}}
+	return bench{env, t, nil, ctx, shim, runc, &[]*ttrpc.Client{}}
+}
+
+// inBothWays runs a test with a supervisor as this kernel has it, and with an anchor.
+func inBothWays(t *testing.T, test func(bench)) {
+	t.Run("kernel", func(t *testing.T) { test(newBench(t)) })
+	t.Run("anchor", func(t *testing.T) {
+		b := newBench(t)
+		b.env = []string{anchorEnv + "=1"}
+		test(b)
+	})
 }
 
 func (b bench) must(err error) {
@@ -69,7 +80,7 @@ func (b bench) bundle(id string) string {
 func (b bench) call(id, action string, in []byte) []byte {
 	b.t.Helper()
 	cmd := exec.CommandContext(b.ctx, b.shim, "-namespace", shimtest.Namespace, "-address", b.GRPCAddress(), "-id", id, action)
-	cmd.Dir, cmd.Stdin = b.bundle(id), bytes.NewReader(in)
+	cmd.Dir, cmd.Stdin, cmd.Env = b.bundle(id), bytes.NewReader(in), append(os.Environ(), b.env...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -149,8 +160,10 @@ func (b bench) killSupervisor(address string) {
 
 // TestRTH_12_Adopted: the supervisor that comes after one that was killed takes
 // over what runs: it goes on, and its end is told truly.
-func TestRTH_12_Adopted(t *testing.T) {
-	b := newBench(t)
+func TestRTH_12_Adopted(t *testing.T) { inBothWays(t, adopted) }
+
+func adopted(b bench) {
+	t := b.t
 	address := b.start("a", "busybox", "sh", "-c", "trap 'exit 9' TERM; while :; do busybox sleep 0.05; done")
 	pid := b.run(address, "a")
 	b.start("gone", "busybox", "sh", "-c", "busybox sleep 0.5; exit 6")
@@ -184,8 +197,10 @@ func TestRTH_12_Adopted(t *testing.T) {
 
 // TestRTH_11_Deleted: after the death of the supervisor the shim's delete ends what
 // runs, and tells how each ended that had: before it, and while nobody looked.
-func TestRTH_11_Deleted(t *testing.T) {
-	b := newBench(t)
+func TestRTH_11_Deleted(t *testing.T) { inBothWays(t, deleted) }
+
+func deleted(b bench) {
+	t := b.t
 	address := b.start("runs", "busybox", "sleep", "1000")
 	b.run(address, "runs")
 	b.start("late", "busybox", "sh", "-c", "until busybox [ -e /proc/1/root/never ]; do busybox sleep 0.7; exit 5; done")

@@ -56,8 +56,10 @@ func (b bench) state(address, id string) *sandboxapi.SandboxStatusResponse {
 
 // TestRTH_12_SandboxAdopted: the supervisor that comes after one that was killed
 // takes over sandboxes, of which nothing changes, and containers join them.
-func TestRTH_12_SandboxAdopted(t *testing.T) {
-	b := newBench(t)
+func TestRTH_12_SandboxAdopted(t *testing.T) { inBothWays(t, sandboxAdopted) }
+
+func sandboxAdopted(b bench) {
+	t := b.t
 	address := b.start("apart", "busybox", "true")
 	b.start("together", "busybox", "true")
 	b.start("over", "busybox", "true")
@@ -116,8 +118,10 @@ func TestRTH_12_SandboxAdopted(t *testing.T) {
 
 // TestRTH_11_SandboxDeleted: after the death of the supervisor the shim's delete
 // takes sandboxes away, with their holders.
-func TestRTH_11_SandboxDeleted(t *testing.T) {
-	b := newBench(t)
+func TestRTH_11_SandboxDeleted(t *testing.T) { inBothWays(t, sandboxDeleted) }
+
+func sandboxDeleted(b bench) {
+	t := b.t
 	address := b.start("apart", "busybox", "true")
 	b.start("together", "busybox", "true")
 	b.sandbox(address, "apart", cri.NamespaceMode_CONTAINER)

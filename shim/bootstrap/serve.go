@@ -43,6 +43,7 @@ func serveMain(ctx context.Context, args []string) int {
 	f.StringVar(&s.address, "address", "", "containerd's address, which names this process")
 	f.StringVar(&s.ttrpc, "ttrpc-address", "", "where containerd takes events")
 	f.StringVar(&s.socket, "socket", "", "where to listen")
+	f.StringVar(&s.anchor, "anchor", "", "where the anchor listens, on kernels that need one")
 	f.BoolVar(&s.debug, "debug", false, "log more")
 	if err := f.Parse(args); err != nil {
 		return 2
@@ -71,12 +72,14 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 	// Everybody's supervisor does not end by what one terminal or client sends.
 	// They are taken and not ignored, which containers would inherit.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	if err := process.Supported(); err != nil {
-		return err
+	if s.anchor == "" {
+		if err := process.Supported(); err != nil {
+			return err
+		}
 	}
-	reaper, err := process.NewReaper()
+	reaper, err := process.NewReaper(s.anchor)
 	if err != nil {
-		return fmt.Errorf("become the reaper: %w", err)
+		return fmt.Errorf("become the reaper, or reach it: %w", err)
 	}
 	runc.Monitor = reaper
 	tasks, pods, err := s.services(ctx, reaper, logs)
@@ -99,10 +102,10 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 	handOver := make(chan os.Signal, 1)
 	signal.Notify(handOver, unix.SIGUSR1)
 	word.Close()
-	ctx, cancel := context.WithCancel(ctx)
+	running, cancel := context.WithCancel(ctx)
 	writers := &logwriters.Writers{Outputs: tasks.Outputs, Connected: func() bool { return l.open.Load() > 0 }, Changed: l.changed}
 	var writing sync.WaitGroup
-	writing.Go(func() { writers.Run(ctx) })
+	writing.Go(func() { writers.Run(running) })
 	defer writing.Wait()
 	defer cancel()
 	idle := func() bool { return tasks.Idle() && pods.Idle() && l.open.Load() == 0 }

@@ -2,6 +2,7 @@ package bootstrap
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -18,12 +19,15 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/gantry-cri/gantry/shim/anchor"
+	"github.com/gantry-cri/gantry/shim/process"
 	"github.com/gantry-cri/gantry/shim/sandbox"
 )
 
 // supervisor is one as it is found from outside.
 type supervisor struct {
 	socket, namespace, address, ttrpc string
+	anchor                            string // the socket of its anchor, "" for none
 	debug                             bool
 }
 
@@ -34,6 +38,15 @@ func stateDir(socket string) string { return socket + ".d" }
 
 // podsDir is where it keeps sandboxes.
 func podsDir(socket string) string { return socket + ".pods" }
+
+// anchorSocket is a socket for another anchor of the supervisor at a socket. None has
+// the name of an earlier one, whose end removes its own.
+func anchorSocket(socket string) string { return socket + anchorMark + rand.Text()[:anchorName] }
+
+const (
+	anchorMark = ".a-"
+	anchorName = 8
+)
 
 // rootDir is the root filesystem of holders. It is beside the directory of sockets
 // and not in it, as that is root's alone.
@@ -78,23 +91,28 @@ func (s supervisor) spawn(ctx context.Context, cgroup string) error {
 	}
 	defer r.Close()
 	defer w.Close()
-	args := []string{serveCommand, "-namespace", s.namespace, "-address", s.address, "-ttrpc-address", s.ttrpc, "-socket", s.socket}
-	if s.debug {
-		args = append(args, "-debug")
+	if needsAnchor() {
+		s.anchor = anchorSocket(s.socket)
 	}
-	self, err := os.Executable()
+	cmd, err := s.command(w)
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(self, args...)
-	cmd.Dir = "/"
-	cmd.ExtraFiles = []*os.File{w}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	gate := &anchor.Gate{}
+	if s.anchor != "" {
+		if gate, err = anchor.Wrap(cmd, s.anchor); err != nil {
+			return err
+		}
+	}
+	defer gate.Close()
 	if err := cmd.Start(); err != nil {
-		return err
+		return errors.Join(err, s.removeAnchor())
 	}
 	w.Close()
-	err = s.settle(cmd.Process.Pid, cgroup)
+	if err = s.settle(cmd.Process.Pid, cgroup); err == nil {
+		err = gate.Open()
+	}
+	gate.Close()
 	stop := context.AfterFunc(ctx, func() { r.Close() })
 	defer stop()
 	said, readErr := io.ReadAll(r)
@@ -102,10 +120,43 @@ func (s supervisor) spawn(ctx context.Context, cgroup string) error {
 		err = fmt.Errorf("%s: %w", said, errdefs.ErrFailedPrecondition)
 	}
 	if err = errors.Join(err, readErr); err != nil {
-		// It has no task yet.
-		return errors.Join(err, cmd.Process.Kill(), ignoreExit(cmd.Wait()))
+		// It has no task yet. The session is its own, and its anchor's.
+		return errors.Join(err, unix.Kill(-cmd.Process.Pid, unix.SIGKILL), ignoreExit(cmd.Wait()), s.removeAnchor())
 	}
 	return cmd.Process.Release()
+}
+
+// command is the supervisor itself; what it says to w is its word.
+func (s supervisor) command(w *os.File) (*exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	args := []string{serveCommand, "-namespace", s.namespace, "-address", s.address, "-ttrpc-address", s.ttrpc, "-socket", s.socket}
+	if s.anchor != "" {
+		args = append(args, "-anchor", s.anchor)
+	}
+	if s.debug {
+		args = append(args, "-debug")
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Dir = "/"
+	cmd.ExtraFiles = []*os.File{w}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	return cmd, nil
+}
+
+// anchorEnv has every supervisor started with an anchor, whatever the kernel can.
+const anchorEnv = "GANTRY_SHIM_ANCHOR"
+
+func needsAnchor() bool { return os.Getenv(anchorEnv) != "" || process.Supported() != nil }
+
+// removeAnchor removes the socket of an anchor that was killed.
+func (s supervisor) removeAnchor() error {
+	if s.anchor == "" {
+		return nil
+	}
+	return removeFiles(s.anchor)
 }
 
 func ignoreExit(err error) error {
@@ -116,7 +167,8 @@ func ignoreExit(err error) error {
 	return err
 }
 
-// settle puts the supervisor where the configuration wants it.
+// settle puts the supervisor where the configuration wants it, or its anchor, from
+// which it has that.
 func (s supervisor) settle(pid int, cgroup string) error {
 	if err := shim.AdjustOOMScore(pid); err != nil {
 		return fmt.Errorf("adjust OOM score: %w", err)
@@ -171,7 +223,12 @@ func removeState(socket string) error {
 	if err := removeFiles(podsDir(socket), stateDir(socket)); err != nil {
 		return err
 	}
-	return sandbox.RemoveRoot(rootDir(socket))
+	// Without a record there is no pin, and nobody who asks an anchor.
+	anchors, err := filepath.Glob(socket + anchorMark + "*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(removeFiles(anchors...), sandbox.RemoveRoot(rootDir(socket)))
 }
 
 func removeFiles(paths ...string) error {

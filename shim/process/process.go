@@ -1,11 +1,13 @@
 // Package process knows a process by its pidfd: it signals that process and no
 // other, and tells how it ended, whoever reaped it.
 //
-// No thread waits: the descriptors are parked in Go's poller. The kernel keeps an
-// exit status as long as somebody has a pidfd, so a Process that is pinned, which
-// mounts its pidfd on a file, can be opened again after the death of whoever
-// watched it (Linux 6.15). Reaper is the other half: it reaps what nobody waits
-// for. Start reading at Process.
+// No thread waits: the descriptors are parked in Go's poller. How a process ended
+// stays known until it is asked for, also by another supervisor after the death of
+// the one that watched it, for which a Process is pinned to a file. There are two
+// ways. The kernel keeps an exit status as long as somebody has a pidfd, which can be
+// mounted (Linux 6.15, kernel.go). Else an anchor keeps it, a process that is the
+// parent of what is orphaned (anchored.go). The Reaper knows which; a pin tells by
+// itself. Start reading at Process, then Reaper.
 package process
 
 import (
@@ -18,7 +20,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -31,42 +32,63 @@ type Exit struct {
 	At   time.Time
 }
 
-// Process is one process. It is safe for concurrent use.
+// Process is one process. It is safe for concurrent use, but for Pin and Close.
 type Process struct {
 	pid  int
-	file *os.File
+	file *os.File // nil for one that was reaped before it was opened
+	keep keeping
 	done chan struct{}
 	exit Exit  // once done is closed
 	err  error // instead of exit
 }
 
-// Open returns the process that has the number now. A caller that was told the
-// number by another process keeps the Reaper from reaping meanwhile.
-func Open(pid int) (*Process, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("open process %d: %w", pid, err)
-	}
-	return watch(pid, fd), nil
+// keeping is how it stays known how a process ended.
+type keeping interface {
+	// ended tells how the process of the pidfd did, which has; false when it is to
+	// be asked again.
+	ended(fd int) (Exit, bool, error)
+	// pin has it known after the death of this process too, by the file path.
+	pin(fd int, path string) error
+	// letGo ends the keeping, but for a pin's.
+	letGo()
 }
 
 // OpenPinned returns the process of a file that Pin made, which may have ended.
 func OpenPinned(path string, pid int) (*Process, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if p, ok := readPin(path); ok {
+		return p.open()
+	}
+	fd, err := openMounted(path)
 	if err != nil {
-		return nil, fmt.Errorf("open pinned process: %w", err)
+		return nil, err
 	}
-	// What is there is a plain file if the pin was never made, or is gone.
-	if _, err := info(fd, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		unix.Close(fd)
-		return nil, fmt.Errorf("open pinned process at %s: it is none: %w: %w", path, errdefs.ErrNotFound, err)
-	}
-	return watch(pid, fd), nil
+	return watch(pid, fd, byKernel{pid}), nil
 }
 
-func watch(pid, fd int) *Process {
-	p := &Process{pid: pid, file: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
+// openFD opens the process that has a number now, for the poller.
+func openFD(pid int) (int, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	// Only since Linux 5.10 the call takes that.
+	if err := unix.SetNonblock(fd, true); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	return fd, nil
+}
+
+func watch(pid, fd int, keep keeping) *Process {
+	p := &Process{pid: pid, file: os.NewFile(uintptr(fd), "pidfd"), keep: keep, done: make(chan struct{})}
 	go p.await()
+	return p
+}
+
+// over is a process that has ended and was reaped.
+func over(pid int, exit Exit, keep keeping) *Process {
+	p := &Process{pid: pid, keep: keep, done: make(chan struct{}), exit: exit}
+	close(p.done)
 	return p
 }
 
@@ -108,32 +130,24 @@ func (p *Process) Signal(s unix.Signal) error {
 	return nil
 }
 
-// Pin mounts the pidfd on the file path, which is made.
+// Pin has OpenPinned find the process by the file path, which is made.
 func (p *Process) Pin(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	f.Close()
-	err = p.control(func(fd int) error {
-		tree, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(tree)
-		return unix.MoveMount(tree, "", unix.AT_FDCWD, path, unix.MOVE_MOUNT_F_EMPTY_PATH)
-	})
+	err := p.control(func(fd int) error { return p.keep.pin(fd, path) })
 	if err != nil {
 		return errors.Join(fmt.Errorf("pin process %d: %w", p.pid, err), Unpin(path))
 	}
 	return nil
 }
 
-// Unpin takes away what Pin made, all of it or what there is.
+// Unpin takes away what Pin made, all of it or what there is. It does so with any
+// other file that something is mounted on.
 func Unpin(path string) error {
 	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unpin process: %w", err)
+	}
+	if p, ok := readPin(path); ok {
+		p.drop()
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("unpin process: %w", err)
@@ -141,10 +155,28 @@ func Unpin(path string) error {
 	return nil
 }
 
+// PinnedExit returns how the process of a pin has ended, at this moment if that is
+// not known. FailedPrecondition says that it has not.
+func PinnedExit(path string) (Exit, error) {
+	if p, ok := readPin(path); ok {
+		return p.exit()
+	}
+	return mountedExit(path)
+}
+
 // Close lets go of the process, which lives on. Wait then fails.
-func (p *Process) Close() error { return p.file.Close() }
+func (p *Process) Close() error {
+	p.keep.letGo()
+	if p.file == nil {
+		return nil
+	}
+	return p.file.Close()
+}
 
 func (p *Process) control(do func(fd int) error) error {
+	if p.file == nil {
+		return os.ErrClosed
+	}
 	conn, err := p.file.SyscallConn()
 	if err != nil {
 		return err
@@ -165,8 +197,7 @@ func (p *Process) await() {
 		err = conn.Read(func(fd uintptr) bool { return ended(int(fd)) })
 	}
 	if err == nil {
-		p.exit.At = time.Now()
-		p.exit.Code, err = p.collect(conn)
+		p.exit, err = p.collect(conn)
 	}
 	if err != nil {
 		p.err = fmt.Errorf("wait for process %d: %w", p.pid, err)
@@ -183,64 +214,63 @@ func ended(fd int) bool {
 // its status is read as it lies there.
 const collectPoll = 5 * time.Millisecond
 
-func (p *Process) collect(conn syscall.RawConn) (code int, err error) {
+func (p *Process) collect(conn syscall.RawConn) (exit Exit, err error) {
 	tick := time.NewTicker(collectPoll)
 	defer tick.Stop()
 	for {
 		var found bool
 		var inner error
-		if err := conn.Control(func(fd uintptr) { code, found, inner = p.status(int(fd)) }); err != nil {
-			return 0, err
+		if err := conn.Control(func(fd uintptr) { exit, found, inner = p.keep.ended(int(fd)) }); err != nil {
+			return Exit{}, err
 		}
 		if found || inner != nil {
-			return code, inner
+			return exit, inner
 		}
 		<-tick.C
 	}
 }
 
-// status asks how the process ended: as its parent, else from what the kernel
-// keeps for the pidfd, else from the process that nobody has reaped yet.
-func (p *Process) status(fd int) (code int, found bool, err error) {
-	var si unix.Siginfo
-	err = eintr(func() error { return unix.Waitid(unix.P_PIDFD, fd, &si, unix.WEXITED|unix.WNOHANG, nil) })
-	if err != nil && !errors.Is(err, unix.ECHILD) && !errors.Is(err, unix.EAGAIN) {
-		return 0, false, fmt.Errorf("reap: %w", err)
-	}
-	in, err := info(fd, unix.PIDFD_INFO_EXIT)
-	if err == nil && in.Mask&unix.PIDFD_INFO_EXIT != 0 {
-		return codeOf(unix.WaitStatus(in.Exit_code)), true, nil
-	}
-	if err != nil {
-		return 0, false, fmt.Errorf("its status is not known, somebody else has it: %w: %w", errdefs.ErrNotFound, err)
-	}
-	raw, ok := zombieStatus(p.pid)
-	// The number is that process's only as long as it is not reaped.
-	if again, err := info(fd, unix.PIDFD_INFO_EXIT); !ok || err != nil || again.Mask&unix.PIDFD_INFO_EXIT != 0 {
-		return 0, false, nil
-	}
-	return codeOf(raw), true, nil
+// exited is the Exit of a process that ended just now.
+func exited(s unix.WaitStatus) Exit { return Exit{Code: codeOf(s), At: time.Now()} }
+
+// lost says that nobody has kept how a process ended.
+func lost(err error) error {
+	return fmt.Errorf("its status is not known, somebody else has it: %w: %w", errdefs.ErrNotFound, err)
 }
 
-// zombieStatus reads the status of a process that nobody has reaped.
-func zombieStatus(pid int) (unix.WaitStatus, bool) {
-	stat, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return 0, false
-	}
-	return parseZombie(string(stat))
+// stat is what /proc/PID/stat says.
+type stat struct {
+	state string
+	// start is when the process began, in ticks since the machine did: with its
+	// number that names it.
+	start  uint64
+	status unix.WaitStatus // of one that nobody has reaped
 }
 
-// parseZombie takes the status out of a line of /proc/PID/stat, whose second
-// field is a name that may be anything.
-func parseZombie(stat string) (unix.WaitStatus, bool) {
-	const state, code = 0, 49 // after the name
-	f := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	if len(f) <= code || f[state] != "Z" {
-		return 0, false
+func (s stat) zombie() bool { return s.state == "Z" }
+
+func readStat(pid int) (stat, bool) {
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return stat{}, false
 	}
-	n, err := strconv.ParseUint(f[code], 10, 32)
-	return unix.WaitStatus(n), err == nil
+	return parseStat(string(text))
+}
+
+// parseStat reads a line of /proc/PID/stat, whose second field is a name that may
+// be anything.
+func parseStat(line string) (stat, bool) {
+	const state, start, code = 0, 19, 49 // after the name
+	f := strings.Fields(line[strings.LastIndexByte(line, ')')+1:])
+	if len(f) <= code {
+		return stat{}, false
+	}
+	began, err := strconv.ParseUint(f[start], 10, 64)
+	if err != nil {
+		return stat{}, false
+	}
+	status, err := strconv.ParseUint(f[code], 10, 32)
+	return stat{state: f[state], start: began, status: unix.WaitStatus(status)}, err == nil
 }
 
 func codeOf(s unix.WaitStatus) int {
@@ -250,47 +280,10 @@ func codeOf(s unix.WaitStatus) int {
 	return s.ExitStatus()
 }
 
-// info asks for a process. The kernel looks for the exit status first and for the
-// process after it: of one that is released in between it finds neither, and says
-// that there is none. Then it has the status.
-func info(fd int, mask uint64) (unix.PidfdInfo, error) {
-	in, err := infoNow(fd, mask)
-	if errors.Is(err, unix.ESRCH) && mask&unix.PIDFD_INFO_EXIT != 0 {
-		in, err = infoNow(fd, mask)
-	}
-	return in, err
-}
-
-func infoNow(fd int, mask uint64) (unix.PidfdInfo, error) {
-	in := unix.PidfdInfo{Mask: mask}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.PIDFD_GET_INFO, uintptr(unsafe.Pointer(&in))); errno != 0 {
-		return in, errno
-	}
-	return in, nil
-}
-
 func eintr(do func() error) error {
 	for {
 		if err := do(); !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
-}
-
-// PinnedCode returns how the process of a pin has ended. FailedPrecondition says
-// that it has not.
-func PinnedCode(path string) (int, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, fmt.Errorf("open pinned process: %w", err)
-	}
-	defer unix.Close(fd)
-	in, err := info(fd, unix.PIDFD_INFO_EXIT)
-	if err != nil {
-		return 0, fmt.Errorf("ask for a pinned process: %w", err)
-	}
-	if in.Mask&unix.PIDFD_INFO_EXIT == 0 {
-		return 0, fmt.Errorf("the process has not ended: %w", errdefs.ErrFailedPrecondition)
-	}
-	return codeOf(unix.WaitStatus(in.Exit_code)), nil
 }

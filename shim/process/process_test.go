@@ -17,27 +17,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reaper is that of the test's process; it reaps until the end.
-var reaper = sync.OnceValues(NewReaper)
+// What the test binary is told by its environment.
+const (
+	// anchorEnv is the socket of the anchor below which it runs.
+	anchorEnv = "GANTRY_TEST_ANCHOR"
+	// pinEnv makes it a process that has a script run by another, and pins it.
+	pinEnv    = "GANTRY_TEST_PIN"
+	scriptEnv = "GANTRY_TEST_SCRIPT"
+)
 
-// parentEnv makes the test binary a process that starts a child and pins it.
-const parentEnv = "GANTRY_TEST_PIN"
+// reaper is that of the test's process; it reaps until the end.
+var reaper = sync.OnceValues(func() (*Reaper, error) { return NewReaper(os.Getenv(anchorEnv)) })
 
 func TestMain(m *testing.M) {
-	if path := os.Getenv(parentEnv); path != "" {
-		parent(path)
+	if path := os.Getenv(pinEnv); path != "" {
+		supervise(path)
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// parent starts a shell, pins it, says its number and waits to be killed.
-func parent(path string) {
-	c := exec.Command("sh", "-c", os.Getenv("GANTRY_TEST_SCRIPT"))
-	if err := c.Start(); err != nil {
+// supervise starts a shell, pins it, says its number and waits to be killed.
+func supervise(path string) {
+	r, err := reaper()
+	if err != nil {
 		panic(err)
 	}
-	p, err := Open(c.Process.Pid)
+	p, err := orphaned(r, os.Getenv(scriptEnv))
 	if err != nil {
 		panic(err)
 	}
@@ -48,41 +54,44 @@ func parent(path string) {
 	select {}
 }
 
-// orphan starts a shell that becomes a child of the test by the death of its
-// parent, and opens it.
+// orphaned has a shell started by another, and opens it.
+func orphaned(r *Reaper, script string) (*Process, error) {
+	defer r.Hold()()
+	pid, err := printed(r, exec.Command("sh", "-c", `sh -c "$0" >/dev/null 2>&1 & exec echo $!`, script))
+	if err != nil {
+		return nil, err
+	}
+	return r.Open(pid)
+}
+
+// printed runs a command that prints a number and returns it.
+func printed(r *Reaper, c *exec.Cmd) (n int, err error) {
+	var out bytes.Buffer
+	c.Stdout = &out
+	exited, err := r.Start(c)
+	if err != nil {
+		return 0, err
+	}
+	if status, err := r.Wait(c, exited); err != nil || status != 0 {
+		return 0, fmt.Errorf("status %d, %w", status, err)
+	}
+	_, err = fmt.Fscan(&out, &n)
+	return n, err
+}
+
+// orphan is orphaned for a test.
 func orphan(t *testing.T, script string) *Process {
 	t.Helper()
 	r, err := reaper()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Hold()()
-	c := exec.Command("sh", "-c", `sh -c "$0" >/dev/null 2>&1 & exec echo $!`, script)
-	pid := printed(t, r, c)
-	p, err := Open(pid)
+	p, err := orphaned(r, script)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { p.Close() })
 	return p
-}
-
-// printed runs a command that prints a number and returns it.
-func printed(t *testing.T, r *Reaper, c *exec.Cmd) (n int) {
-	t.Helper()
-	var out bytes.Buffer
-	c.Stdout = &out
-	exited, err := r.Start(c)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if status, err := r.Wait(c, exited); err != nil || status != 0 {
-		t.Fatalf("status %d, %v", status, err)
-	}
-	if _, err := fmt.Fscan(&out, &n); err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 func within(t *testing.T) context.Context {
@@ -111,7 +120,7 @@ func TestExitCodes(t *testing.T) {
 }
 
 func TestSignal(t *testing.T) {
-	p := orphan(t, "sleep 1000")
+	p := orphan(t, "exec sleep 1000")
 	if p.Ended() {
 		t.Error("it has ended")
 	}
@@ -156,7 +165,10 @@ func TestSweep(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid := printed(t, r, exec.Command("sh", "-c", `(sleep 0.1) >/dev/null 2>&1 & echo $!`))
+	pid, err := printed(r, exec.Command("sh", "-c", `(sleep 0.1) >/dev/null 2>&1 & echo $!`))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat("/proc/" + strconv.Itoa(pid)); errors.Is(err, os.ErrNotExist) {
 			return
@@ -183,7 +195,7 @@ func pinnedBy(t *testing.T, script string) (path string, pid int) {
 		}
 	})
 	c := exec.Command(os.Args[0])
-	c.Env = append(os.Environ(), parentEnv+"="+path, "GANTRY_TEST_SCRIPT="+script)
+	c.Env = append(os.Environ(), pinEnv+"="+path, scriptEnv+"="+script)
 	out, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -212,8 +224,8 @@ func pinnedBy(t *testing.T, script string) (path string, pid int) {
 // runs and after it was reaped by another.
 func TestPinned(t *testing.T) {
 	path, pid := pinnedBy(t, "sleep 0.3; exit 9")
-	if code, err := PinnedCode(path); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("while it runs: %d, %v", code, err)
+	if exit, err := PinnedExit(path); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("while it runs: %+v, %v", exit, err)
 	}
 	p, err := OpenPinned(path, pid)
 	if err != nil {
@@ -233,8 +245,8 @@ func TestPinned(t *testing.T) {
 		}
 		late.Close()
 	}
-	if code, err := PinnedCode(path); err != nil || code != 9 {
-		t.Errorf("%d, %v", code, err)
+	if exit, err := PinnedExit(path); err != nil || exit.Code != 9 || exit.At.IsZero() {
+		t.Errorf("%+v, %v", exit, err)
 	}
 	for range 2 {
 		if err := Unpin(path); err != nil {
@@ -256,7 +268,7 @@ func TestOpenPinnedNothing(t *testing.T) {
 	}
 }
 
-func TestParseZombie(t *testing.T) {
+func TestParseStat(t *testing.T) {
 	line := func(name, state, code string) string {
 		return "12 (" + name + ") " + state + " 1 1 1 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 5 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 " + code + "\n"
 	}
@@ -264,16 +276,19 @@ func TestParseZombie(t *testing.T) {
 		line("sh", "Z", "1792"): 7, line("a) Z (b", "Z", "9"): 137, line("sh", "S", "0"): -1, "": -1, "12 (sh) Z": -1, line("sh", "Z", "x"): -1,
 	} {
 		got := -1
-		if s, ok := parseZombie(in); ok {
-			got = codeOf(s)
+		if s, ok := parseStat(in); ok && s.zombie() {
+			got = codeOf(s.status)
 		}
 		if got != want {
 			t.Errorf("%q: %d, want %d", in, got, want)
 		}
 	}
+	if s, ok := parseStat(line("a) b", "S", "0")); !ok || s.start != 5 {
+		t.Errorf("%+v, %t", s, ok)
+	}
 }
 
-func FuzzParseZombie(f *testing.F) {
+func FuzzParseStat(f *testing.F) {
 	f.Add("1 (sh) Z 1")
-	f.Fuzz(func(_ *testing.T, s string) { parseZombie(s) })
+	f.Fuzz(func(_ *testing.T, s string) { parseStat(s) })
 }

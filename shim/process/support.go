@@ -15,8 +15,8 @@ const (
 	supportPoll  = time.Millisecond
 )
 
-// Supported says whether this kernel keeps exit statuses for pidfds. It has a
-// thread end and asks how: that needs no other program.
+// Supported says whether this kernel keeps exit statuses for pidfds; if not, it takes
+// an anchor. It has a thread end and asks how: that needs no other program.
 func Supported() error {
 	t := endingThread()
 	if t.err != nil {

@@ -243,6 +243,10 @@ func oomKills(path string) (n uint64) {
 // container runs without its figures.
 func (c *container) enter(ctx context.Context, oomed func()) {
 	g, err := groupOf(c.init.pid())
+	if err == nil {
+		// The number of one that ended earlier may be another's.
+		err = c.init.process.Signal(0)
+	}
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("task", c.ID).Warn("find the control group")
 		return

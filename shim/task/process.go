@@ -124,7 +124,7 @@ func (p *proc) launch(ctx context.Context, pidFile string, run func(oci.Process)
 	if err != nil {
 		return err
 	}
-	pr, err := process.Open(pid)
+	pr, err := p.c.service.reaper.Open(pid)
 	if err != nil {
 		return err
 	}

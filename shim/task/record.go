@@ -69,8 +69,8 @@ func (r Record) lastExit(dir string) process.Exit {
 	if r.Exit != nil {
 		return *r.Exit
 	}
-	if code, err := process.PinnedCode(filepath.Join(dir, pinFile)); err == nil {
-		return process.Exit{Code: code, At: time.Now()}
+	if exit, err := process.PinnedExit(filepath.Join(dir, pinFile)); err == nil {
+		return exit
 	}
 	return process.Exit{Code: unknownCode, At: time.Now()}
 }

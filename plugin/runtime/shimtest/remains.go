@@ -31,7 +31,7 @@ func (r Remains) empty() bool {
 }
 
 func remains(dir string) (r Remains, err error) {
-	r.Shims = ShimPids(dir)
+	r.Shims = append(ShimPids(dir), anchorPids(dir)...)
 	h, err := runtime.NewHierarchies()
 	if err != nil {
 		return r, err
@@ -114,6 +114,18 @@ func sweep(dir string, r Remains) error {
 // ShimPids lists the shims of the Env in dir. Each has the daemon's address in
 // its command line.
 func ShimPids(dir string) []int {
+	return called(func(line []byte) bool {
+		return bytes.Contains(line, []byte(dir+"/")) && bytes.Contains(line, []byte("-namespace"))
+	})
+}
+
+// anchorPids lists the anchors of our own shim's supervisors in dir.
+func anchorPids(dir string) []int {
+	return called(func(line []byte) bool { return bytes.HasPrefix(line, []byte("gantry-anchor\x00"+dir+"/")) })
+}
+
+// called lists the processes whose command line is of a kind.
+func called(kind func(line []byte) bool) []int {
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return nil // only for a bad pattern
@@ -121,7 +133,7 @@ func ShimPids(dir string) []int {
 	var pids []int
 	for _, file := range files {
 		line, err := os.ReadFile(file)
-		if err != nil || !bytes.Contains(line, []byte(dir+"/")) || !bytes.Contains(line, []byte("-namespace")) {
+		if err != nil || !kind(line) {
 			continue
 		}
 		pid, err := strconv.Atoi(strings.Split(file, "/")[2])
