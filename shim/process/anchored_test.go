@@ -56,7 +56,7 @@ func below(t *testing.T, tests string) (out string, ended error) {
 	}
 	defer r.Close()
 	defer w.Close()
-	c := exec.Command(os.Args[0], "-test.run="+tests, "-test.v", "-test.count=1", "-test.timeout=1m")
+	c := exec.Command(os.Args[0], "-test.run="+tests, "-test.v", "-test.count=1", "-test.timeout=5m")
 	c.Env = append(os.Environ(), anchorEnv+"="+socket)
 	c.Stdout, c.Stderr, c.ExtraFiles = w, w, []*os.File{w}
 	gate, err := anchor.Wrap(c, socket)

@@ -82,18 +82,15 @@ func (r *Reaper) session() *anchor.Session {
 // end that came to it is not known from now on.
 func (r *Reaper) lose(s *anchor.Session, err error) {
 	r.mu.Lock()
-	first := r.anchor == s
-	if first {
-		r.anchor = nil
-	}
-	r.mu.Unlock()
-	if !first {
-		return
+	defer r.mu.Unlock()
+	if r.anchor != s {
+		return // somebody else has seen it
 	}
 	log.L.WithError(err).Warn("the anchor is lost; the supervisor reaps by itself")
 	if err := r.reap(); err != nil {
 		log.L.WithError(err).Error("become the reaper")
 	}
+	r.anchor = nil
 }
 
 // Hold keeps what is orphaned from being reaped until release is called.
