@@ -112,7 +112,7 @@ func TestRTH_12_AnchorReaps(t *testing.T) {
 	}
 	for _, p := range []pod{p, ending} {
 		if err := removePod(d, p.id); err != nil {
-			t.Error(err)
+			t.Fatal(err)
 		}
 	}
 	noAnchor(t, d)
