@@ -64,6 +64,10 @@ func (r *rig) daemon() (end func()) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	// Until then nothing says where the log goes.
+	if err := l.Flush(context.Background()); err != nil {
+		r.t.Fatal(err)
+	}
 	f, err := crilog.OpenFifo(r.out.Stdout)
 	if err != nil {
 		r.t.Fatal(err)
