@@ -143,7 +143,7 @@ func TestPOD_24_SandboxAppArmor(t *testing.T) {
 		"localhost":  {profile(cri.SecurityProfile_Localhost, name), name + " (enforce)"},
 		"privileged": {privileged, "unconfined"},
 	} {
-		p := runPod(d, what, row.edit)
+		p := runPaused(d, what, row.edit)
 		if got := appArmorOf(t, pidOf(t, d, p.id)); got != row.want {
 			t.Errorf("%s: the sandbox has %q, want %q", what, got, row.want)
 		}
@@ -165,7 +165,7 @@ func TestPOD_24_SandboxAppArmor(t *testing.T) {
 	} {
 		config := d.PodConfig(what)
 		row.edit(config)
-		if _, err := d.StartPod(t.Context(), config, ""); err == nil || !strings.Contains(err.Error(), row.code.String()) || !strings.Contains(err.Error(), row.words) {
+		if _, err := d.StartPod(t.Context(), config, pausing); err == nil || !strings.Contains(err.Error(), row.code.String()) || !strings.Contains(err.Error(), row.words) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

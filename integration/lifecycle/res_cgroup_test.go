@@ -167,7 +167,7 @@ func TestPOD_09_SystemdSlices(t *testing.T) {
 	slice := path.Base(parent)
 	remove := makePodGroup(t, d, parent, limit)
 	for name, written := range map[string]string{"path": parent, "slice": slice} {
-		p := runPod(d, name, underParent(written))
+		p := runPaused(d, name, underParent(written))
 		ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d)))
 		inGroup(t, d, parent, p.id, ctr)
 		for _, id := range []string{p.id, ctr} {
@@ -222,7 +222,7 @@ func TestRES_13_Systemd(t *testing.T) {
 	for name, parent := range map[string]string{
 		"nested": d.PodParent("kubepods", "pod-13"), "own": d.CgroupParent, "plain-path": strings.TrimSuffix(d.CgroupParent, ".slice") + "/kubepods/pod13b",
 	} {
-		p := runPod(d, name, underParent(parent))
+		p := runPaused(d, name, underParent(parent))
 		ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d)))
 		if name == "plain-path" {
 			parent = d.PodParent("kubepods", "pod13b")

@@ -27,7 +27,7 @@ func needSELinux(t *testing.T) {
 // labelledBox is a pod of a daemon that gives labels.
 func labelledBox(d *daemon.Daemon, t *testing.T, name string, edits ...func(*cri.PodSandboxConfig)) *box {
 	t.Helper()
-	p := runPod(d, name, edits...)
+	p := runPaused(d, name, edits...)
 	return &box{Daemon: d, t: t, image: plain(t, d), config: p.config, pod: p.id}
 }
 
@@ -115,7 +115,7 @@ func TestSEC_21_Labels(t *testing.T) {
 	own := b.sleeper("own")
 	own.Linux.SecurityContext.SelinuxOptions = &cri.SELinuxOption{Type: "spc_t"}
 	b.wantLabels(b.run(own), "system_u:system_r:spc_t:"+level, file)
-	if other := labelOf(pidOf(t, d, runPod(d, "other").id)); levelOf(other) == level || other == "" {
+	if other := labelOf(pidOf(t, d, runPaused(d, "other").id)); levelOf(other) == level || other == "" {
 		t.Errorf("another pod has %s too", other)
 	}
 	daemons := labelOf(b.PID())
@@ -148,7 +148,7 @@ func TestSEC_22_CategoryRange(t *testing.T) {
 	d := start(t, runtimeKey(true, "enable_selinux"), runtimeKey(3, "selinux_category_range"))
 	levels := map[string]string{}
 	for i := range 3 {
-		id := runPod(d, fmt.Sprint("pod-", i)).id
+		id := runPaused(d, fmt.Sprint("pod-", i)).id
 		levels[levelOf(labelOf(pidOf(t, d, id)))] = id
 	}
 	for _, level := range []string{"s0:c0,c1", "s0:c0,c2", "s0:c1,c2"} {
@@ -169,7 +169,7 @@ func TestSEC_22_CategoryRange(t *testing.T) {
 	if err := errors.Join(stopPod(d, levels["s0:c0,c2"]), removePod(d, levels["s0:c0,c2"])); err != nil {
 		t.Fatal(err)
 	}
-	if got := levelOf(labelOf(pidOf(t, d, runPod(d, "next").id))); got != "s0:c0,c2" {
+	if got := levelOf(labelOf(pidOf(t, d, runPaused(d, "next").id))); got != "s0:c0,c2" {
 		t.Errorf("the next pod has %s", got)
 	}
 }

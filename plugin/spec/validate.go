@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/plugin/facts"
 )
 
 const (
@@ -62,6 +64,9 @@ func checkPodLinux(cfg *cri.PodSandboxConfig) error {
 	}
 	// A pod without a process of its own has nobody to confine.
 	if _, err := Seccomp(sc, Handler{}, Policy{}); err != nil {
+		return err
+	}
+	if _, err := appArmor(sc.GetApparmor(), "", Policy{}, facts.Host{AppArmor: true}); err != nil {
 		return err
 	}
 	return checkIdentity(field, identity{
