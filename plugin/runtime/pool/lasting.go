@@ -49,7 +49,7 @@ const (
 	optionsFile = "options"
 	// infoLimit is how long a shim may take to say what it is, and a shim that
 	// fails to is asked again after infoPause.
-	infoLimit = 10 * time.Second
+	infoLimit = 30 * time.Second
 	infoPause = time.Minute
 	// reviveLimit is how long a shim may fail to start before its tasks are given
 	// up.
