@@ -91,7 +91,7 @@ func TestPOD_18_Labels(t *testing.T) {
 	// What no policy knows is refused, and leaves nothing behind.
 	config := d.PodConfig("unknown")
 	config.Linux.SecurityContext.SelinuxOptions = &cri.SELinuxOption{Type: "gantry_no_such_t"}
-	if id, err := d.StartPod(t.Context(), config, ""); err == nil {
+	if id, err := d.StartPod(t.Context(), config, pausing); err == nil {
 		t.Errorf("pod %s runs as a type that there is not", id)
 	}
 }
