@@ -122,6 +122,9 @@ type Handler struct {
 	SELinuxKVM                                    bool
 	DisablePauseImagePull                         bool
 	IOType                                        IOType
+	// Implied says that neither the configuration nor the default asks for the
+	// handler: its shim need not be installed.
+	Implied bool
 }
 
 // IsRunc reports whether Options are those of runc, as our own shim has them too.
@@ -224,7 +227,8 @@ func ParseRuntime(raw Raw) (Runtime, []Warning, error) {
 
 // addOwn adds the handler that runs what the handler runc does in our own shim. A
 // configuration that has one of its name keeps it, and one whose handler runc runs
-// something else gets one with the defaults.
+// something else gets one with the defaults. It is there also where another is the
+// default, for pods from before that was so.
 func (r Runtime) addOwn() {
 	if _, ok := r.Handlers[ownHandler]; ok {
 		return
@@ -234,6 +238,7 @@ func (r Runtime) addOwn() {
 		h = Handler{IOType: IOFIFO}
 	}
 	h.Name, h.RuntimeType, h.RuntimePath, h.Sandboxer = ownHandler, gantryType, "", shimSandboxer
+	h.Implied = r.DefaultHandler != ownHandler
 	r.Handlers[ownHandler] = h
 }
 

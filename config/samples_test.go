@@ -81,6 +81,8 @@ func TestSamples(t *testing.T) {
 				equal(t, p.runtime.DrainExecSyncIOTimeout, 0)
 				equal(t, p.runtime.Handlers["runc"].Sandboxer, "podsandbox")
 				equal(t, p.runtime.DefaultHandler, "runc")
+				equal(t, len(p.runtime.Handlers), 2)
+				equal(t, p.runtime.Handlers["gantry"].Implied, true)
 				equal(t, p.server.StreamIdleTimeout, 4*time.Hour)
 			},
 		},
@@ -112,6 +114,10 @@ func TestSamples(t *testing.T) {
 				def.runtime.DrainExecSyncIOTimeout = 0
 				equal(t, def.runtime.DefaultHandler, "gantry")
 				def.runtime.DefaultHandler = "runc"
+				own := def.runtime.Handlers["gantry"]
+				equal(t, own.Implied, false)
+				own.Implied = true
+				def.runtime.Handlers["gantry"] = own
 				equal(t, p.images, def.images)
 				equal(t, p.runtime, def.runtime)
 				equal(t, p.server, def.server)

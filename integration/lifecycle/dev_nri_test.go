@@ -107,7 +107,7 @@ func appendLine(file, line string) error {
 // a plugin needs to know of it.
 func TestDEV_12_NRIPodEvents(t *testing.T) {
 	t.Parallel()
-	d := start(t)
+	d := start(t, daemon.Edit(withPinned))
 	var seen *api.PodSandbox
 	p := &nriPlugin{t: t, name: "10-recorder"}
 	p.on = func(event string, pod *api.PodSandbox, _ *api.Container) error {
@@ -137,7 +137,7 @@ func TestDEV_12_NRIPodEvents(t *testing.T) {
 		t.Errorf("the pod is told as %v", seen)
 	}
 	// One without a process has its network at least.
-	pinned := d.RunPodWith(d.PodConfig("dev12-pinned"), "gantry")
+	pinned := d.RunPodWith(d.PodConfig("dev12-pinned"), "pinned")
 	if ns := seen.GetLinux().GetNamespaces(); seen.GetId() != pinned || len(ns) != 1 || ns[0].GetType() != "network" || ns[0].GetPath() != pinOf(t, d, pinned) {
 		t.Errorf("the pod without a process is told as %v", seen)
 	}

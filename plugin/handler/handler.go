@@ -88,6 +88,10 @@ type Handlers struct {
 
 	probes flight.Group[string, Features]
 
+	// implied is a handler that nobody asked for, "" for none. Its runtime is asked
+	// when a pod has it, as it need not be there.
+	implied string
+
 	mu     sync.RWMutex
 	probed map[string]probed
 }
@@ -115,6 +119,9 @@ func build(cfg config.Runtime, p Prober, obstacle func(string) error, unified bo
 		c := cfg.Handlers[name]
 		if c.CgroupWritable && !unified {
 			return nil, fmt.Errorf("resolve runtime handler %q: cgroup_writable needs cgroup v2: %w", name, errdefs.ErrFailedPrecondition)
+		}
+		if c.Implied {
+			hs.implied = name
 		}
 		h, err := resolve(name, c, loaded)
 		if err != nil {

@@ -352,6 +352,25 @@ func TestFeatures(t *testing.T) {
 	}
 }
 
+// The handler that is there without being asked for is asked when a pod has it, and
+// before that is no problem of the node.
+func TestImpliedIsNotProbed(t *testing.T) {
+	fake := &runtimes{answers: map[string]*apitypes.RuntimeInfo{"io.containerd.runc.v2": modern(t)}}
+	cfg, _, err := config.ParseRuntime(map[string]any{"containerd": map[string]any{
+		"default_runtime_name": "runc", "runtimes": map[string]any{"runc": map[string]any{"runtime_type": "io.containerd.runc.v2"}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hs := mustBuild(t, cfg, fake)
+	if err := hs.Probe(context.Background()); err != nil || fake.asked.Load() != 1 || len(hs.Problems()) != 0 {
+		t.Errorf("%v, asked %d times, problems %v", err, fake.asked.Load(), hs.Problems())
+	}
+	if _, err := hs.Resolve(context.Background(), "gantry"); err != nil || fake.asked.Load() != 2 {
+		t.Errorf("%v, asked %d times", err, fake.asked.Load())
+	}
+}
+
 // Callers share one question; one that leaves gets its own end, and the answer
 // is there for the next.
 func TestResolveJoins(t *testing.T) {

@@ -87,13 +87,16 @@ func (p prober) Info(ctx context.Context, runtime string, options typeurl.Any) (
 	return info, nil
 }
 
-// Probe asks every runtime that has not answered yet, all at once, those again
+// Probe asks every runtime that somebody asked for and that has not answered yet, all at once, those again
 // that failed before. What goes wrong is logged and kept for ProbeError; the
 // only error is the end of ctx.
 func (hs *Handlers) Probe(ctx context.Context) error {
 	hs.forgetFailures()
 	var g errgroup.Group
 	for _, name := range hs.names() {
+		if name == hs.implied {
+			continue
+		}
 		g.Go(func() error { return hs.probe(ctx, name) })
 	}
 	return g.Wait()

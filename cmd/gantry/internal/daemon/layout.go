@@ -153,7 +153,7 @@ func (l *Layout) runtime(rt gantry.Runtime) {
 		if program == "" {
 			program = shim.BinaryName(h.RuntimeType)
 		}
-		if !slices.Contains(l.Shims, program) {
+		if !h.Implied && !slices.Contains(l.Shims, program) {
 			l.Shims = append(l.Shims, program)
 		}
 		if name == rt.DefaultHandler {
