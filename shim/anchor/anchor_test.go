@@ -362,8 +362,9 @@ func TestNeverOpened(t *testing.T) {
 
 // After its death a session is over, at once.
 func TestKilled(t *testing.T) {
-	a := runOrphans(t)
+	a := run(t, "sh", "-c", "echo $$; read line")
 	a.open()
+	a.pid() // a program that is not executed yet has the listener still
 	s := a.dial()
 	a.must(s.Hold())
 	a.must(a.cmd.Process.Kill())
@@ -372,8 +373,8 @@ func TestKilled(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
+	_ = a.cmd.Wait() // it was killed; its files need not have been closed in any order
 	if _, err := Dial(a.socket); !errdefs.IsNotFound(err) {
 		t.Errorf("%v", err)
 	}
-	_ = a.cmd.Wait() // it was killed
 }
