@@ -91,21 +91,6 @@ func (r *Runtime) Kill(ctx context.Context, signal int) error {
 	return r.explain("kill", r.runc.Log, r.runc.Kill(ctx, r.id, signal, &runc.KillOpts{All: true}))
 }
 
-// Pause freezes the container.
-func (r *Runtime) Pause(ctx context.Context) error {
-	return r.explain("pause", r.runc.Log, r.runc.Pause(ctx, r.id))
-}
-
-// Resume thaws the container.
-func (r *Runtime) Resume(ctx context.Context) error {
-	return r.explain("resume", r.runc.Log, r.runc.Resume(ctx, r.id))
-}
-
-// Update sets limits.
-func (r *Runtime) Update(ctx context.Context, l *specs.LinuxResources) error {
-	return r.explain("update", r.runc.Log, r.runc.Update(ctx, r.id, l))
-}
-
 // Checkpoint writes the container's processes to a directory by CRIU.
 func (r *Runtime) Checkpoint(ctx context.Context, path string, o *options.CheckpointOptions) error {
 	work := o.GetWorkPath()

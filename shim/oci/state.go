@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/go-runc"
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,8 +30,8 @@ type state struct {
 	IntelRdtPath string            `json:"intel_rdt_path"`
 	IntelRdtMon  string            `json:"intel_rdt_mon_path"`
 	Config       *struct {
-		Cgroups         *struct{ Systemd bool } `json:"cgroups"`
-		RootlessCgroups bool                    `json:"rootless_cgroups"`
+		Cgroups         *cgroups.Cgroup `json:"cgroups"`
+		RootlessCgroups bool            `json:"rootless_cgroups"`
 	} `json:"config"`
 }
 
@@ -58,9 +59,10 @@ func parseState(data []byte, id string) (s state, ok bool) {
 // plain reports whether control groups and a directory are all that there is of the
 // container once its processes have ended.
 func (s state) plain() bool {
-	return !s.Rootless && !s.Config.RootlessCgroups && !s.Config.Cgroups.Systemd &&
-		s.IntelRdtPath == "" && s.IntelRdtMon == ""
+	return !s.rootless() && !s.Config.Cgroups.Systemd && s.IntelRdtPath == "" && s.IntelRdtMon == ""
 }
+
+func (s state) rootless() bool { return s.Rootless || s.Config.RootlessCgroups }
 
 // ended reports whether the first process has. Its number may be another's by now.
 func (s state) ended() bool {
