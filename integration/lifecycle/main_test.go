@@ -4,8 +4,8 @@
 //
 // With GANTRY_STOCK=1 the same tests run against containerd as released, which
 // tells a wrong test from a wrong daemon. With GANTRY_HANDLER=runc pods run by
-// containerd's shim and have pause processes where a test does not say otherwise. Start
-// reading at helpers_test.go.
+// containerd's shim and have pause processes where a test does not say otherwise, and
+// with GANTRY_HANDLER=crun by our shim with crun. Start reading at helpers_test.go.
 package lifecycle
 
 import (
@@ -52,6 +52,9 @@ func options(more ...daemon.Option) []daemon.Option {
 	opts := []daemon.Option{daemon.Edit(addStubHandler), daemon.Edit(addWrappedHandlers), daemon.Edit(addSandboxHandler), daemon.Edit(patientWithNRI)}
 	if stock {
 		opts = append(opts, daemon.Stock())
+	}
+	if defaultHandler == crunHandler {
+		opts = append(opts, daemon.Edit(addCrun))
 	}
 	if os.Getenv("GANTRY_HANDLER") != "" {
 		opts = append(opts, daemon.Set(defaultHandler, "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))

@@ -47,6 +47,18 @@ func TestRTH_26_OtherRuntimes(t *testing.T) {
 	}
 }
 
+// crunHandler runs pods by our own shim, as the default does, with crun.
+const crunHandler = "crun"
+
+func addCrun(in *daemon.Instance, c daemon.Config) {
+	path, err := exec.LookPath("crun")
+	must(err)
+	addHandler(in, c, crunHandler, daemon.Config{
+		"runtime_type": "io.containerd.gantry.v2", "sandboxer": "shim",
+		"options": in.RuncOptions(daemon.Config{"BinaryName": withoutHybrid(in.Dir, path)}),
+	})
+}
+
 // withoutHybrid makes a script that hides the second hierarchy from crun, which
 // refuses to run where that has controllers beside those of version 1.
 func withoutHybrid(dir, crun string) (path string) {
@@ -55,7 +67,7 @@ func withoutHybrid(dir, crun string) (path string) {
 		return crun
 	}
 	path = filepath.Join(dir, "crun-without-hybrid")
-	must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -m sh -c 'umount %s && exec %s \"$@\"' crun \"$@\"\n", second, crun), 0o755))
+	must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -m --propagation slave sh -c 'umount %s && exec %s \"$@\"' crun \"$@\"\n", second, crun), 0o755))
 	return path
 }
 
