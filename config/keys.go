@@ -415,7 +415,7 @@ var optionKeys = []Key{
 	{Plugin: RuntimePlugin, Path: options + "NoPivotRoot", Default: false,
 		Doc: "Change the root without pivot_root, which does not work from an initial RAM disk."},
 	{Plugin: RuntimePlugin, Path: options + "ShimCgroup", Default: "",
-		Doc: "Cgroup for the shim itself. Empty leaves it in the daemon's."},
+		Doc: "Cgroup for the shim itself. Empty leaves it in the daemon's; but a shim of one pod, whose class has memory for that as its overhead, is in a cgroup of the pod."},
 	{Plugin: RuntimePlugin, Path: options + "IoUid", Default: int64(0),
 		Doc: "User that owns the pipes of a container's standard streams."},
 	{Plugin: RuntimePlugin, Path: options + "IoGid", Default: int64(0),

@@ -132,6 +132,12 @@ func (h Handler) IsRunc() bool {
 	return h.RuntimeType == runcType || h.RuntimeType == gantryType || h.RuntimeType == gantryPodType
 }
 
+// ShimPerPod reports whether a runtime_type takes the options of runc and has a shim
+// for each pod.
+func ShimPerPod(runtimeType string) bool {
+	return runtimeType == runcType || runtimeType == gantryPodType
+}
+
 // isKata reports whether the runtime is one of Kata Containers' by its type, or
 // where only a path is configured by its program: their pods are virtual machines.
 func (h Handler) isKata() bool {

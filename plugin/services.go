@@ -625,9 +625,14 @@ func newInstances(n node, pauseDir string, rt *runtime.Tasks, gen *generator, ha
 			shims[id] = controller
 		}
 	}
-	return sandboxer.New(sandboxer.Options{
+	d, err := sandboxer.New(sandboxer.Options{
 		Tasks: rt, StateDir: pauseDir, Spec: gen.Pause, Controllers: shims, StartLimit: handlers.CreateTimeout, Sysctls: gen.Sysctls,
 	})
+	if err != nil {
+		return nil, err
+	}
+	groups, err := runtime.NewHierarchies()
+	return sandboxer.Charged{Sandboxer: d, Group: handler.ShimGroup, Groups: groups}, err
 }
 
 func semver(v string) string {

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/integration/daemon"
 )
 
 // TestRES_03_MinMemory: at creation and at an update, in words.
@@ -146,6 +148,15 @@ func TestRES_11_HugepagesUpdate(t *testing.T) {
 	}
 	if take("one-more", 2<<20) {
 		t.Error("a limit that was raised does not hold")
+	}
+	if defaultHandler == pausing {
+		return // runc update sets the limit of the creation, which the kernel refuses
+	}
+	if err := b.update(id, &cri.LinuxContainerResources{CpuShares: 300}); err != nil {
+		t.Errorf("while more pages are in use than the container was created with a limit for: %v", err)
+	}
+	if take("and-more", 2<<20) {
+		t.Error("another update has lifted the limit")
 	}
 }
 
@@ -432,4 +443,72 @@ func TestRES_19_SupervisorMemory(t *testing.T) {
 			t.Errorf("the container is said to have %d bytes, its shim has %d", got, takes)
 		}
 	}
+}
+
+// TestRES_19_Overhead: a shim that is for one pod is counted to that pod, and not to
+// its containers, where the pod's class has memory for it; the next shim too.
+func TestRES_19_Overhead(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+		addHandler(in, c, "apart", daemon.Config{"runtime_type": "io.containerd.gantry-pod.v2", "sandboxer": "shim"})
+	}))
+	const overhead = 64 << 20
+	usage := "memory.current"
+	if versionOne("memory") {
+		usage = "memory.usage_in_bytes"
+	}
+	var pods []string
+	for _, handler := range []string{"apart", pausing} {
+		b := boxWith(t, d, handler, inPodGroup(d, "overhead-"+handler), func(c *cri.PodSandboxConfig) {
+			c.Metadata.Name = handler
+			c.Linux.Overhead = &cri.LinuxContainerResources{MemoryLimitInBytes: overhead}
+		})
+		pods = append(pods, b.pod)
+		id := b.run(b.sleeper("app"))
+		pod := b.config.Linux.CgroupParent
+		charged := func() error {
+			shim := parentOf(t, b.begun(id))
+			of := cgroupPath(t, shim, "memory")
+			if !strings.HasPrefix(of, pod+"/") || of == cgroupPath(t, b.begun(id), "memory") {
+				return fmt.Errorf("the shim is in %s, the pod in %s", of, pod)
+			}
+			// What it has of its own is charged, what it shares with other shims may not be.
+			own := readInt(t, cgroupFile(t, shim, "memory", usage))
+			if own < 1<<20 {
+				return fmt.Errorf("%d bytes are charged to %s", own, of)
+			}
+			whole := podStats(t, d, b.pod).GetLinux()
+			if got := int64(whole.GetMemory().GetUsageBytes().GetValue()); got < own/2 {
+				return fmt.Errorf("the pod is said to have %d bytes, its shim has %d", got, own)
+			}
+			return nil
+		}
+		if err := charged(); err != nil {
+			t.Errorf("handler %s: %v", handler, err)
+		}
+		if handler == pausing {
+			continue
+		}
+		kill(t, parentOf(t, b.begun(id)))
+		eventually(t, soon, func() error {
+			shims := supervisors(t, d)
+			if len(shims) != 1 || !strings.HasPrefix(cgroupPath(t, shims[0], "memory"), pod+"/") {
+				return fmt.Errorf("the next supervisor %v is not in %s", shims, pod)
+			}
+			return nil
+		})
+	}
+	for _, id := range pods {
+		if err := removePod(d, id); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, handler := range []string{"apart", pausing} {
+		left, err := filepath.Glob(filepath.Join("/sys/fs/cgroup", "*", d.PodParent("kubepods", "overhead-"+handler), "gantry-shim-*"))
+		if err != nil || len(left) > 0 {
+			t.Errorf("left are %v, %v", left, err)
+		}
+	}
+	noSupervisor(t, d)
+	nothingLeft(t, d)
 }

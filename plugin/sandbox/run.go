@@ -72,6 +72,9 @@ func (s *Service) run(ctx context.Context, req Request) (sb record.Sandbox, err 
 		ID: record.NewID(), Config: req.Config, Handler: h, Phase: record.Creating, CreatedAt: time.Now(),
 		Overhead: linux.GetOverhead(), Resources: linux.GetResources(),
 	}
+	if sb.Handler, err = s.Handlers.Charge(sb); err != nil {
+		return sb, err
+	}
 	operation.From(ctx).SetID(sb.ID)
 	if sb.UserNS() != nil {
 		operation.Stage(ctx, "ask the runtime for user namespaces")

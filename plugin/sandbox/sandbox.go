@@ -43,6 +43,9 @@ type Handlers interface {
 	// AdmitUserNS says why no pod of the handler can have a user namespace of
 	// its own, nil if it can.
 	AdmitUserNS(ctx context.Context, name string) error
+	// Charge returns the handler of a pod as it is for that pod alone: its shim
+	// may have to be in a control group of the pod.
+	Charge(record.Sandbox) (record.Handler, error)
 }
 
 // Labels gives pods SELinux labels, zero ones where there is no SELinux.

@@ -157,6 +157,8 @@ func (handlers) Lookup(name string) (record.Handler, error) {
 	return record.Handler{}, fmt.Errorf("runtime handler %q: %w", name, errdefs.ErrNotFound)
 }
 
+func (handlers) Charge(sb record.Sandbox) (record.Handler, error) { return sb.Handler, nil }
+
 func (handlers) AdmitUserNS(_ context.Context, name string) error {
 	if name == noUserNS {
 		return fmt.Errorf("no user namespaces: %w", errdefs.ErrFailedPrecondition)

@@ -1,0 +1,71 @@
+package runtime
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/cgroups/v3"
+	"github.com/containerd/cgroups/v3/cgroup1"
+	"github.com/containerd/cgroups/v3/cgroup2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// unifiedRoot is where the hierarchy of version 2 is if there is no other.
+const unifiedRoot = "/sys/fs/cgroup"
+
+// Make makes the control group in the hierarchies that have controllers.
+func (h *Hierarchies) Make(path string) error {
+	rel, err := groupPath(path)
+	if err != nil {
+		return err
+	}
+	if cgroups.Mode() == cgroups.Unified {
+		_, err = cgroup2.NewManager(unifiedRoot, rel, &cgroup2.Resources{})
+	} else {
+		_, err = cgroup1.New(cgroup1.StaticPath(rel), &specs.LinuxResources{})
+	}
+	if err != nil {
+		return fmt.Errorf("make cgroup %s: %w", path, err)
+	}
+	return nil
+}
+
+// Vacate puts the processes of the control group to where this process is.
+func (h *Hierarchies) Vacate(path string) error {
+	pids, err := h.Procs(path)
+	if err != nil || len(pids) == 0 {
+		return err
+	}
+	add, err := ownGroup()
+	if err != nil {
+		return fmt.Errorf("find the daemon's cgroup: %w", err)
+	}
+	for _, pid := range pids {
+		if err := add(uint64(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("move process %d out of cgroup %s: %w", pid, path, err)
+		}
+	}
+	return nil
+}
+
+// ownGroup returns what puts a process into the control group of this one.
+func ownGroup() (add func(pid uint64) error, err error) {
+	if cgroups.Mode() == cgroups.Unified {
+		path, err := cgroup2.PidGroupPath(os.Getpid())
+		if err != nil {
+			return nil, err
+		}
+		m, err := cgroup2.Load(path)
+		if err != nil {
+			return nil, err
+		}
+		return m.AddProc, nil
+	}
+	c, err := cgroup1.Load(cgroup1.PidPath(os.Getpid()))
+	if err != nil {
+		return nil, err
+	}
+	return func(pid uint64) error { return c.AddProc(pid) }, nil
+}
