@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -84,8 +85,21 @@ func (b *bench) comeAndGo(ctx context.Context, s scene, sh *sheet, round int, n 
 	if err != nil {
 		return err
 	}
-	return note("down", downCalls, func() error { return n.downMany(ctx, pods, s.together) })
+	return note("down", downCalls, func() error {
+		if err := n.downMany(ctx, pods, s.together); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(rest):
+		case <-ctx.Done():
+		}
+		return ctx.Err()
+	})
 }
+
+// rest is how long a subject may do what it puts off, which counts as part of the end
+// of its pods, and does not meet the next one.
+const rest = 1500 * time.Millisecond
 
 // cost is what do used of the processors, in milliseconds: the daemon's own,
 // and everybody's.
