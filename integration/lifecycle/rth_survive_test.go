@@ -1,6 +1,7 @@
 package lifecycle
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -222,6 +224,25 @@ func TestRTH_11_SupervisorForgets(t *testing.T) {
 // there is nothing.
 func TestRTH_12_Crash(t *testing.T) { supervisorCrashes(t, crashCycles()/len(supervised)) }
 
+// counting says all numbers, some hundreds in a second.
+const counting = "n=0; while :; do for i in 1 2 3 4 5 6 7 8 9 10; do echo $n; n=$((n+1)); done; sleep 0.02; done"
+
+// counted fails the test unless a log has the numbers, each once and in order.
+func counted(t *testing.T, path string) {
+	t.Helper()
+	next := 0
+	for line := range strings.Lines(logText(t, path, "stdout")) {
+		if line != fmt.Sprintln(next) {
+			t.Fatalf("the log has %q in the place of %d", line, next)
+		}
+		next++
+	}
+	t.Logf("%d lines, none lost and none twice", next)
+	if next == 0 {
+		t.Error("the log is empty")
+	}
+}
+
 // supervisorCrashes has as many crashes meet each handler.
 func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 	t.Parallel()
@@ -233,6 +254,7 @@ func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 			p := supervisedPod(d, handler, "steady")
 			steady := p.run(d, daemon.ContainerConfig("steady", img))
 			pid := pidOf(t, d, steady)
+			counts := p.run(d, daemon.ContainerConfig("counts", img, "sh", "-c", counting))
 			seed := uint64(time.Now().UnixNano())
 			t.Logf("seed %d", seed)
 			random := rand.New(rand.NewPCG(seed, 0))
@@ -240,6 +262,8 @@ func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 				ending, code := p.wait(t, d, 1+i%100), 1+i%100
 				lives := make(chan error, 1)
 				go func() { lives <- life(d, fmt.Sprint("cycle", i), img) }()
+				entered := make(chan error, 1)
+				go func() { entered <- enter(d, steady) }()
 				if random.IntN(2) == 0 {
 					ending.exit(t)
 				}
@@ -247,7 +271,7 @@ func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 				<-timer.C
 				victims := []string{"supervisor", "daemon", "both"}[random.IntN(3)]
 				crash(t, d, victims, ending)
-				if err := <-lives; err != nil {
+				if err := errors.Join(<-lives, <-entered); err != nil {
 					t.Fatalf("cycle %d, %s: %v\n%s", i, victims, err, d.Tail(60))
 				}
 				if s := waitExited(t, d, ending.id); int(s.ExitCode) != code {
@@ -261,6 +285,10 @@ func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 					t.Fatalf("after cycle %d, %s\n%s", i, victims, d.Tail(80))
 				}
 			}
+			if err := stopContainer(d, counts, 0); err != nil {
+				t.Error(err)
+			}
+			counted(t, waitExited(t, d, counts).LogPath)
 			if err := removePod(d, p.id); err != nil {
 				t.Error(err)
 			}
@@ -268,6 +296,16 @@ func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 			nothingLeft(t, d)
 		})
 	}
+}
+
+// enter has a command run that a crash may meet: that fails then, and in time.
+func enter(d *daemon.Daemon, ctr string) error {
+	begun := time.Now()
+	_, err := d.Runtime().ExecSync(context.Background(), &cri.ExecSyncRequest{ContainerId: ctr, Cmd: []string{"sleep", "0.5"}, Timeout: 60})
+	if took := time.Since(begun); took > soon {
+		return fmt.Errorf("a command that a crash met ended after %s: %w", took, err)
+	}
+	return nil
 }
 
 // crash kills what is named; the container ends by itself while that is dead, if
