@@ -130,11 +130,11 @@ unit: generated ## tests that need no daemon, with the race detector; RUN=regexp
 	@mkdir -p $(OUT) && rm -f $(OUT)/unit.jsonl
 	go run ./tools/testrun -o $(OUT)/unit.jsonl -- -race -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(UNIT_PKGS)
 
-INTEGRATION := $(if $(RACE),race,integration)$(if $(HANDLER),-$(HANDLER))
+INTEGRATION := $(if $(STOCK),stock,$(if $(RACE),race,integration))$(if $(HANDLER),-$(HANDLER))
 .PHONY: integration
 integration: commands $(if $(RACE),race) pinned others ## tests against a real daemon; RUN=regexp picks some, RACE=1 finds data races, HANDLER=runc has pods run by containerd's shim (root)
 	@mkdir -p $(OUT) && rm -f $(OUT)/$(INTEGRATION).jsonl
-	GANTRY_HANDLER=$(HANDLER) GANTRY_BIN=$(if $(RACE),$(CURDIR)/bin/race:)$(CURDIR)/bin go run ./tools/testrun -o $(OUT)/$(INTEGRATION).jsonl -- \
+	GANTRY_STOCK=$(STOCK) GANTRY_HANDLER=$(HANDLER) GANTRY_BIN=$(if $(RACE),$(CURDIR)/bin/race:)$(CURDIR)/bin go run ./tools/testrun -o $(OUT)/$(INTEGRATION).jsonl -- \
 		$(if $(RACE),-race) -count=1 -p 1 -parallel $(PARALLEL) -timeout $(TEST_TIMEOUT) $(if $(RUN),-run '$(RUN)') $(INTEGRATION_PKGS)
 
 # Not race-built: the emulation is slow enough. VM_RUN is what make vm-test runs

@@ -5,7 +5,9 @@
 // With GANTRY_STOCK=1 the same tests run against containerd as released, which
 // tells a wrong test from a wrong daemon. With GANTRY_HANDLER=runc pods run by
 // containerd's shim and have pause processes where a test does not say otherwise, and
-// with GANTRY_HANDLER=crun by our shim with crun. Start reading at helpers_test.go.
+// with GANTRY_HANDLER=crun by our shim with crun. Both together have stock
+// containerd run pods by our shim: as handler gantry with pause processes, as pinned
+// without. Start reading at helpers_test.go.
 package lifecycle
 
 import (
@@ -53,8 +55,13 @@ func options(more ...daemon.Option) []daemon.Option {
 	if stock {
 		opts = append(opts, daemon.Stock())
 	}
-	if defaultHandler == crunHandler {
+	switch {
+	case defaultHandler == crunHandler:
 		opts = append(opts, daemon.Edit(addCrun))
+	case stock && defaultHandler == "gantry":
+		opts = append(opts, daemon.Edit(withGantry))
+	case stock && defaultHandler == "pinned":
+		opts = append(opts, daemon.Edit(withPinned))
 	}
 	if os.Getenv("GANTRY_HANDLER") != "" {
 		opts = append(opts, daemon.Set(defaultHandler, "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))
