@@ -198,6 +198,8 @@ var runtimeKeys = []Key{
 		Doc: "Make no directories for the volumes that an image declares: what is written there is in the container's writable layer."},
 	{Plugin: RuntimePlugin, Path: "netns_mounts_under_state_dir", Default: false,
 		Doc: "Keep network namespaces under the plugin's state directory instead of /var/run/netns. Change it only on a node without pods."},
+	{Plugin: RuntimePlugin, Path: "namespaces_dir", Default: "", own: true,
+		Doc: "gantry's own. Absolute path of a directory in which the namespaces of pods are found under names that end in the pods' IDs, each kind in a directory of its own: netns, ipcns, utsns and userns. Network namespaces are kept there; the others are links to where the pod's shim keeps them, or its pause process. Empty does without, and network namespaces are where netns_mounts_under_state_dir says. Change it only on a node without pods."},
 	{Plugin: RuntimePlugin, Path: "default_sysctls", Default: []string{}, own: true,
 		Doc: "gantry's own. Kernel settings, as \"name=value\", of every pod that has the namespace they belong to for itself and does not set them."},
 	{Plugin: RuntimePlugin, Path: "enable_unprivileged_ports", Default: true,

@@ -53,8 +53,10 @@ type Runtime struct {
 	HooksDirs []string
 
 	NetNSMountsUnderStateDir bool
-	EnableUnprivilegedPorts  bool
-	EnableUnprivilegedICMP   bool
+	// NamespacesDir is where namespaces are to be found, "" for nowhere.
+	NamespacesDir           string
+	EnableUnprivilegedPorts bool
+	EnableUnprivilegedICMP  bool
 	// DefaultSysctls are kernel settings by dotted name, with the value of the last
 	// entry that names one.
 	DefaultSysctls map[string]string
@@ -270,6 +272,7 @@ func runtimeFlags(v values) Runtime {
 		CDISpecDirs:                        v.list("cdi_spec_dirs"),
 		HooksDirs:                          v.list("hooks_dirs"),
 		NetNSMountsUnderStateDir:           v.bool("netns_mounts_under_state_dir"),
+		NamespacesDir:                      v.str("namespaces_dir"),
 		EnableUnprivilegedPorts:            v.bool("enable_unprivileged_ports"),
 		EnableUnprivilegedICMP:             v.bool("enable_unprivileged_icmp"),
 		MaxLogLine:                         max(0, v.int("max_container_log_line_size")),
@@ -304,6 +307,7 @@ func (w *walker) checkRuntime(r Runtime) {
 	for _, dir := range r.HooksDirs {
 		w.absolute(dir, "hooks_dirs")
 	}
+	w.absolute(r.NamespacesDir, "namespaces_dir")
 	profile, local := strings.CutPrefix(r.UnsetSeccompProfile, "localhost/")
 	switch {
 	case local:

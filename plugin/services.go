@@ -291,6 +291,9 @@ func (s *services) build(ctx context.Context, n node, cfg settings) error {
 	if err != nil {
 		return err
 	}
+	if dir := cfg.runtime.NamespacesDir; dir != "" {
+		inst = sandboxer.Published{Sandboxer: inst, Dir: dir}
+	}
 	if s.plugins, err = newPlugins(cfg.nri, s.store, gen, s.background); err != nil {
 		return err
 	}
@@ -603,8 +606,8 @@ func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks
 		DefaultNetwork: c.CNI.DefaultNetwork, StatusGrace: c.CNI.StatusGrace, ReadyTimeout: c.CNI.ReadyTimeout,
 		CacheDir: network.CacheDir(n.rootDir), HostPorts: network.HostPorts(c.CNI.HostPorts),
 	}
-	if c.NetNSMountsUnderStateDir {
-		cfg.NetNSDir = network.StateNetNSDir(n.stateDir)
+	if dir := network.NetNSDirOf(c.NamespacesDir, c.NetNSMountsUnderStateDir, n.stateDir); dir != cfg.NetNSDir {
+		cfg.NetNSDir = dir
 		if err := os.MkdirAll(cfg.NetNSDir, passable); err != nil {
 			return networks{}, fmt.Errorf("create directory: %w", err)
 		}
@@ -614,7 +617,7 @@ func newNetworks(n node, handlers *handler.Handlers, c config.Runtime) (networks
 }
 
 // newInstances puts a sandboxer behind each way to run a sandbox.
-func newInstances(n node, pauseDir string, rt *runtime.Tasks, gen *generator, handlers *handler.Handlers) (gsandbox.Instances, error) {
+func newInstances(n node, pauseDir string, rt *runtime.Tasks, gen *generator, handlers *handler.Handlers) (sandboxer.Sandboxer, error) {
 	controllers, err := n.ic.GetByType(plugins.SandboxControllerPlugin)
 	if err != nil {
 		return nil, fmt.Errorf("get sandbox controllers: %w", err)

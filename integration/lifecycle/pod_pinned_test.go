@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -358,6 +359,66 @@ func TestNET_32_PinnedNamespaces(t *testing.T) {
 		config.Linux.Sysctls = map[string]string{"net.ipv4.no_such_setting": "1"}
 		if _, err := d.StartPod(t.Context(), config, "pinned"); err == nil || !strings.Contains(err.Error(), "no_such_setting") {
 			t.Errorf("a pod with a setting that is not there: %v", err)
+		}
+	}
+	noSupervisor(t, d)
+	nothingLeft(t, d)
+}
+
+// TestNET_32_NamespacesDir: the namespaces of a pod are found in the directory that the
+// configuration names, with and without a process, for as long as the pod is there.
+func TestNET_32_NamespacesDir(t *testing.T) {
+	t.Parallel()
+	var dir string
+	d := start(t, daemon.Edit(withPinned), daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+		dir = filepath.Join(in.Dir, "namespaces")
+		c.Set(dir, "plugins", daemon.RuntimePlugin, "namespaces_dir")
+	}))
+	found := func(id string) (all map[string]string) {
+		all = map[string]string{}
+		for _, kind := range []string{"net", "ipc", "uts", "user"} {
+			paths, err := filepath.Glob(filepath.Join(dir, kind+"ns", "*"+id))
+			must(err)
+			for _, path := range paths {
+				var st unix.Stat_t
+				if err := unix.Stat(path, &st); err != nil {
+					t.Errorf("%s leads nowhere: %v", path, err)
+				}
+				all[kind] = fmt.Sprintf("%s:[%d]", kind, st.Ino)
+			}
+		}
+		return all
+	}
+	for _, handler := range []string{"pinned", pausing} {
+		for name, edit := range map[string]func(*cri.PodSandboxConfig){"own": func(*cri.PodSandboxConfig) {}, "host": hostNetwork, "user": withUserns(newRange())} {
+			p := supervisedPod(d, handler, handler+name, edit)
+			c := daemon.ContainerConfig("app", plain(t, d))
+			if name == "host" {
+				c = onHost(c)
+			}
+			if name == "user" {
+				c.Linux.SecurityContext.NamespaceOptions = p.config.Linux.SecurityContext.NamespaceOptions
+			}
+			pid := pidOf(t, d, p.run(d, c))
+			want := map[string]string{}
+			for _, kind := range []string{"net", "ipc", "uts", "user"} {
+				if ns := nsOf(t, pid, kind); ns != nsOf(t, "self", kind) {
+					want[kind] = ns
+				}
+			}
+			if got := found(p.id); !maps.Equal(got, want) || len(got) < 1 {
+				t.Errorf("%s, %s: there are %v, the container is in %v", handler, name, got, want)
+			}
+			d.Restart()
+			if err := stopPod(d, p.id); err != nil {
+				t.Error(err)
+			}
+			if err := removePod(d, p.id); err != nil {
+				t.Error(err)
+			}
+			if got := found(p.id); len(got) > 0 {
+				t.Errorf("of a pod that is gone there are %v", got)
+			}
 		}
 	}
 	noSupervisor(t, d)

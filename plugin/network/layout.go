@@ -14,6 +14,18 @@ const NetNSDir = "/var/run/netns"
 // state directory.
 func StateNetNSDir(state string) string { return filepath.Join(state, "netns") }
 
+// NetNSDirOf returns where the configuration has network namespaces pinned: in
+// namespaces_dir if there is one, else below the state directory if they are to be.
+func NetNSDirOf(namespaces string, inState bool, state string) string {
+	switch {
+	case namespaces != "":
+		return filepath.Join(namespaces, "netns")
+	case inState:
+		return StateNetNSDir(state)
+	}
+	return NetNSDir
+}
+
 // CacheDir returns where networks are kept below the plugin's root directory. It
 // is not below the state directory: after a reboot the plugins' books still have
 // what is to be given back.

@@ -3,6 +3,7 @@ package sandboxer
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -137,6 +138,26 @@ func (p *Pause) Shutdown(ctx context.Context, sb record.Sandbox) error {
 // Alive implements Sandboxer.
 func (p *Pause) Alive(ctx context.Context, sb record.Sandbox) (bool, error) {
 	return p.tasks.Running(ctx, sb.ID)
+}
+
+// Namespaces implements Sandboxer. They are those of the process.
+func (p *Pause) Namespaces(_ context.Context, sb record.Sandbox) (map[string]string, error) {
+	paths := map[string]string{}
+	for _, kind := range kinds {
+		path := fmt.Sprintf("/proc/%d/ns/%s", sb.Instance.Pid, kind)
+		ns, err := os.Readlink(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil // it has ended, which is told otherwise
+		}
+		if err != nil {
+			return nil, err
+		}
+		if host, err := os.Readlink("/proc/self/ns/" + kind); err != nil || ns == host {
+			continue
+		}
+		paths[kind] = path
+	}
+	return paths, nil
 }
 
 // make returns the specification to start with.

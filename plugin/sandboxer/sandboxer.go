@@ -39,6 +39,9 @@ type Sandboxer interface {
 	// Alive reports whether the sandbox runs, as its runtime knows it. An error
 	// means that nobody can tell now; it is no sign of death.
 	Alive(context.Context, record.Sandbox) (bool, error)
+	// Namespaces says where those of a sandbox that runs can be entered, by their
+	// kinds; there is none for one that is the host's, or not known.
+	Namespaces(context.Context, record.Sandbox) (map[string]string, error)
 }
 
 // Options are what the sandboxers work with.
@@ -130,6 +133,15 @@ func (d *Dispatcher) Alive(ctx context.Context, sb record.Sandbox) (bool, error)
 		return false, err
 	}
 	return s.Alive(ctx, sb)
+}
+
+// Namespaces implements Sandboxer.
+func (d *Dispatcher) Namespaces(ctx context.Context, sb record.Sandbox) (map[string]string, error) {
+	s, err := d.pick(sb)
+	if err != nil {
+		return nil, err
+	}
+	return s.Namespaces(ctx, sb)
 }
 
 func (d *Dispatcher) pick(sb record.Sandbox) (Sandboxer, error) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/sandbox"
@@ -209,6 +210,26 @@ func (s *Shim) Alive(ctx context.Context, sb record.Sandbox) (bool, error) {
 		return false, fmt.Errorf("ask for the sandbox's status: %w", err)
 	}
 	return st.alive, nil
+}
+
+// namespaceKey begins what our own shim says of a sandbox's namespaces.
+const namespaceKey = "namespace."
+
+// Namespaces implements Sandboxer. They are what the shim says.
+func (s *Shim) Namespaces(ctx context.Context, sb record.Sandbox) (map[string]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, queryLimit)
+	defer cancel()
+	got, err := s.controller.Status(ctx, sb.ID, true)
+	if err != nil {
+		return nil, classed(ctx, err)
+	}
+	paths := map[string]string{}
+	for _, kind := range kinds {
+		if path := got.Info[namespaceKey+kind]; filepath.IsAbs(path) {
+			paths[kind] = path
+		}
+	}
+	return paths, nil
 }
 
 // status is what a controller says of a sandbox, in so many words.

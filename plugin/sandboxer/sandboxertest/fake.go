@@ -20,7 +20,7 @@ import (
 
 // Fault makes a call fail.
 type Fault struct {
-	// Op is start, wait, stop, shutdown or alive; ID the sandbox, "" for any.
+	// Op is start, wait, stop, shutdown, alive or namespaces; ID the sandbox, "" for any.
 	Op, ID string
 	// Nth is which such call from now on fails, from 1; 0 for every one.
 	Nth int
@@ -227,6 +227,19 @@ func (f *Fake) Shutdown(_ context.Context, sb record.Sandbox) error {
 		}
 		return nil
 	})
+}
+
+// Namespaces implements sandboxer.Sandboxer. A sandbox that runs has one, which is
+// that of this process.
+func (f *Fake) Namespaces(_ context.Context, sb record.Sandbox) (paths map[string]string, err error) {
+	err = f.call("namespaces", sb.ID, func() error {
+		if i := f.all[sb.ID]; i == nil || !i.alive() {
+			return fmt.Errorf("sandbox %s: %w", sb.ID, errdefs.ErrNotFound)
+		}
+		paths = map[string]string{"uts": "/proc/self/ns/uts"}
+		return nil
+	})
+	return paths, err
 }
 
 // Alive implements sandboxer.Sandboxer.

@@ -2,6 +2,7 @@ package sandboxertest
 
 import (
 	"context"
+	"os"
 	"testing"
 	"time"
 
@@ -106,6 +107,15 @@ func testLife(t *testing.T, b bench) {
 	sb := b.start(t, "a")
 	exits := b.wait(t, sb)
 	b.alive(t, sb, true)
+	paths, err := b.Sandboxer.Namespaces(b.Context, sb)
+	if err != nil {
+		t.Error(err)
+	}
+	for kind, path := range paths {
+		if ns, err := os.Stat(path); err != nil || ns.IsDir() {
+			t.Errorf("the %s namespace is not at %s: %v", kind, path, err)
+		}
+	}
 	for range 2 {
 		if err := b.Sandboxer.Stop(b.Context, sb); err != nil {
 			t.Error(err)

@@ -133,10 +133,7 @@ func (l *Layout) complete() {
 func (l *Layout) runtime(rt gantry.Runtime) {
 	l.BinDirs = rt.CNI.BinDirs
 	l.Networks = []NetworkDir{{rt.CNI.ConfDir, rt.CNI.MaxConfNum, rt.CNI.DefaultNetwork}}
-	l.NetNSDir = network.NetNSDir
-	if rt.NetNSMountsUnderStateDir {
-		l.NetNSDir = l.stateNetNS()
-	}
+	l.NetNSDir = network.NetNSDirOf(rt.NamespacesDir, rt.NetNSMountsUnderStateDir, l.PluginState())
 	for _, name := range slices.Sorted(maps.Keys(rt.Handlers)) {
 		h := rt.Handlers[name]
 		dir := NetworkDir{Path: h.CNIConfDir, Max: h.CNIMaxConfNum}
