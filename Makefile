@@ -167,10 +167,10 @@ bin/vmexec:
 	CGO_ENABLED=0 go build $(GOFLAGS_BUILD) -o $@ ./tools/vmexec
 
 .PHONY: fault
-fault: race pinned ## crashes and stalls, the long way: 200 random kill -9 (root)
+fault: race pinned ## crashes and stalls, the long way: 500 random kill -9 of the daemon, and 500 of the daemon, the supervisor or both (root)
 	@mkdir -p $(OUT) && rm -f $(OUT)/fault.jsonl
-	GANTRY_BIN=$(CURDIR)/bin/race:$(CURDIR)/bin GANTRY_FAULT_LONG=1 go run ./tools/testrun -o $(OUT)/fault.jsonl -- \
-		-race -count=1 -v -timeout 1h -run 'LIF_|RTH_1|LOG_09|POD_02' ./integration/lifecycle
+	GANTRY_BIN=$(CURDIR)/bin/race:$(CURDIR)/bin GANTRY_FAULT_LONG=500 go run ./tools/testrun -o $(OUT)/fault.jsonl -- \
+		-race -count=1 -v -timeout 2h -run 'LIF_|RTH_1|LOG_09|POD_02' ./integration/lifecycle
 
 .PHONY: fuzz
 fuzz: generated ## every fuzz target for FUZZTIME (10000x)
