@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"maps"
 	"math"
 	"os"
@@ -56,16 +57,20 @@ func TestVerdict(t *testing.T) {
 		q           quantity
 		stock, ours []float64 // a round each
 		want        string
+		handler     string
 	}{
-		"met":          {quantity{better: 1}, []float64{10, 10}, []float64{9, 10}, "≤ 1: met"},
-		"missed":       {quantity{better: 0.5}, []float64{10, 10}, []float64{9, 8}, "≤ 0.5: **missed**"},
-		"undecided":    {quantity{better: 1}, []float64{10, 10, 10}, []float64{9, 11, 12}, "≤ 1: undecided"},
-		"no goal":      {quantity{}, []float64{10}, []float64{9}, ""},
-		"no rounds":    {quantity{better: 1}, nil, nil, ""},
-		"under limit":  {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{1, 4.9}, "p99 < 5 ms: met"},
-		"over limit":   {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{6, 40}, "p99 < 5 ms: **missed**"},
-		"often under":  {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{1, 40}, "p99 < 5 ms: undecided"},
-		"limit, empty": {quantity{unit: "ms", high: 0.99, below: 5}, nil, nil, ""},
+		"own shim":     {quantity{better: 1, own: goals{better: 1. / 3}}, []float64{9, 9}, []float64{3, 3}, "≤ 0.333: met", ownHandler},
+		"not own":      {quantity{better: 1, own: goals{most: 1}}, []float64{9, 9}, []float64{3, 3}, "≤ 1: met", ""},
+		"own limit":    {quantity{unit: "ms", better: 1, own: goals{most: 2}}, []float64{9, 9}, []float64{3, 3}, "≤ 2 ms: **missed**", ownHandler},
+		"met":          {quantity{better: 1}, []float64{10, 10}, []float64{9, 10}, "≤ 1: met", ""},
+		"missed":       {quantity{better: 0.5}, []float64{10, 10}, []float64{9, 8}, "≤ 0.5: **missed**", ""},
+		"undecided":    {quantity{better: 1}, []float64{10, 10, 10}, []float64{9, 11, 12}, "≤ 1: undecided", ""},
+		"no goal":      {quantity{}, []float64{10}, []float64{9}, "", ""},
+		"no rounds":    {quantity{better: 1}, nil, nil, "", ""},
+		"under limit":  {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{1, 4.9}, "p99 < 5 ms: met", ""},
+		"over limit":   {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{6, 40}, "p99 < 5 ms: **missed**", ""},
+		"often under":  {quantity{unit: "ms", high: 0.99, below: 5}, nil, []float64{1, 40}, "p99 < 5 ms: undecided", ""},
+		"limit, empty": {quantity{unit: "ms", high: 0.99, below: 5}, nil, nil, "", ""},
 	} {
 		var s sheet
 		c.q.name = name
@@ -76,7 +81,7 @@ func TestVerdict(t *testing.T) {
 		for i, v := range c.ours {
 			s.note(c.q, "ours", i, v)
 		}
-		if got := s.rows[0].verdict("ours", "stock"); got != c.want {
+		if got := s.rows[0].verdict(subject{name: "ours", handler: cmp.Or(c.handler, "runc")}, "stock"); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}

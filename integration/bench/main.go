@@ -82,6 +82,7 @@ func parseOptions(args []string) (options, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	o := options{sizes: full, command: "go run ./integration/bench " + strings.Join(args, " ")}
 	short := f.Bool("quick", false, "a few minutes less, and less to be believed")
+	density := f.Int("density", 0, "pods for memory and restart, instead of the default")
 	rounds := f.Int("rounds", 0, "rounds per measurement, instead of the default")
 	only := f.String("only", "", "sections to run, separated by commas: lifecycle, syscalls, density, listing, logs (all)")
 	names := f.String("subjects", "stock:runc,gantry:runc,gantry:gantry", "daemon:handler pairs; the first is what the others are compared with")
@@ -96,6 +97,9 @@ func parseOptions(args []string) (options, error) {
 	}
 	if *rounds > 0 {
 		o.rounds, o.restarts = *rounds, *rounds
+	}
+	if *density > 0 {
+		o.sizes.density = *density
 	}
 	if *only != "" {
 		o.only = strings.Split(*only, ",")

@@ -179,9 +179,12 @@ func (b *bench) start(ctx context.Context, s subject, opts []daemon.Option) (*no
 	return n, n.down(ctx, p)
 }
 
+// ownHandler has pods run by our own shim.
+const ownHandler = "gantry"
+
 // addOurs adds the handler "gantry": pods without a pause process, by our own shim.
 func addOurs(in *daemon.Instance, c daemon.Config) {
-	at := []string{"plugins", daemon.RuntimePlugin, "containerd", "runtimes", "gantry"}
+	at := []string{"plugins", daemon.RuntimePlugin, "containerd", "runtimes", ownHandler}
 	c.Set("io.containerd.gantry.v2", append(at, "runtime_type")...)
 	c.Set("shim", append(at, "sandboxer")...)
 	c.Set(in.RuncOptions(nil), append(at, "options")...)

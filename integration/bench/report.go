@@ -81,7 +81,7 @@ func (r report) rows(line func(string, ...any), t table) {
 		for i, s := range r.options.subjects {
 			cells += " " + m.cell(s.name) + " |"
 			if i > 0 {
-				cells += " " + ratioCell(m.ratios(s.name, base)) + " | " + m.verdict(s.name, base) + " |"
+				cells += " " + ratioCell(m.ratios(s.name, base)) + " | " + m.verdict(s, base) + " |"
 			}
 		}
 		line("%s", cells)
@@ -120,32 +120,33 @@ func ratioCell(ratios []float64) string {
 }
 
 // verdict says whether the goal is met, "" where there is none.
-func (m *measured) verdict(subject, base string) string {
+func (m *measured) verdict(s subject, base string) string {
+	q := m.goal(s)
 	var goal string
 	var met, open bool
 	switch {
-	case m.below > 0:
-		high := quantile(m.all(subject), m.high)
+	case q.below > 0:
+		high := quantile(m.all(s.name), q.high)
 		if math.IsNaN(high) {
 			return ""
 		}
-		goal, met = fmt.Sprintf("p%.0f < %g %s", m.high*100, m.below, m.unit), high < m.below
-		open = !met && m.calmest(subject) < m.below
-	case m.most > 0:
-		all := m.all(subject)
+		goal, met = fmt.Sprintf("p%.0f < %g %s", q.high*100, q.below, q.unit), high < q.below
+		open = !met && m.calmest(s.name) < q.below
+	case q.most > 0:
+		all := m.all(s.name)
 		if len(all) == 0 {
 			return ""
 		}
-		goal, met = fmt.Sprintf("≤ %g %s", m.most, m.unit), all[len(all)-1] <= m.most
-		open = !met && all[0] <= m.most
-	case m.better > 0:
-		ratios := m.ratios(subject, base)
+		goal, met = fmt.Sprintf("≤ %g %s", q.most, q.unit), all[len(all)-1] <= q.most
+		open = !met && all[0] <= q.most
+	case q.better > 0:
+		ratios := m.ratios(s.name, base)
 		if len(ratios) == 0 {
 			return ""
 		}
-		met = quantile(ratios, 0.5) <= m.better
-		open = !met && ratios[0] <= m.better
-		goal = fmt.Sprintf("≤ %g", m.better)
+		met = quantile(ratios, 0.5) <= q.better
+		open = !met && ratios[0] <= q.better
+		goal = fmt.Sprintf("≤ %.3g", q.better)
 	default:
 		return ""
 	}

@@ -20,6 +20,20 @@ type quantity struct {
 	// most is what the values must not exceed, for every subject but the first;
 	// 0 is no goal.
 	most float64
+	// own are in the place of better and most for pods that our own shim runs; 0
+	// leaves them.
+	own goals
+}
+
+// goals are those of a quantity: see there.
+type goals struct{ better, most float64 }
+
+// goal returns what a subject's values are held against.
+func (q quantity) goal(s subject) quantity {
+	if s.handler == ownHandler {
+		q.better, q.most = cmp.Or(q.own.better, q.better), cmp.Or(q.own.most, q.most)
+	}
+	return q
 }
 
 // measured is a quantity's values: subject, round, value.
