@@ -15,7 +15,8 @@ import (
 )
 
 // TestRTH_26_OtherRuntimes: runtimes with runc's verbs, side by side on one
-// node: crun and an old runc as Debian has them, and a script around ours.
+// node: crun, also with our own shim, and an old runc as Debian has them, and a script
+// around ours.
 func TestRTH_26_OtherRuntimes(t *testing.T) {
 	t.Parallel()
 	crun, err := exec.LookPath("crun")
@@ -23,16 +24,17 @@ func TestRTH_26_OtherRuntimes(t *testing.T) {
 		t.Fatalf("%v; scripts/install-deps installs it", err)
 	}
 	const old = "/usr/sbin/runc" // before any that is found by name
-	runtimes := map[string]string{"crun": crun, "old-runc": old}
+	runtimes := map[string]string{"debian-crun": crun, "old-runc": old}
 	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
 		for name, path := range runtimes {
-			if name == "crun" {
+			if path == crun {
 				path = withoutHybrid(in.Dir, path)
 			}
 			addHandler(in, c, name, daemon.Config{"options": in.RuncOptions(daemon.Config{"BinaryName": path})})
 		}
+		addCrun(in, c)
 	}))
-	runtimes[slowHandler] = ""
+	runtimes[slowHandler], runtimes[crunHandler] = "", crun
 	known := runtimesKnown(t, d, crun, old)
 	for name := range runtimes {
 		config := d.PodConfig(name)
@@ -43,6 +45,9 @@ func TestRTH_26_OtherRuntimes(t *testing.T) {
 		t.Logf("handler %s", name) // to which what follows belongs
 		wholeLife(t, d, p)
 		hasItsLimits(t, d, p)
+		if name != "debian-crun" {
+			hasItsScore(t, d, p)
+		}
 		inUserNamespace(t, d, name, known[name].GetUserNamespaces())
 	}
 }
@@ -77,7 +82,7 @@ func runtimesKnown(t *testing.T, d *daemon.Daemon, crun, old string) (known map[
 	t.Helper()
 	eventually(t, soon, func() error { // they are asked in the background
 		known, _ = handlers(t, d)
-		for handler, path := range map[string]string{"crun": crun, "old-runc": old} {
+		for handler, path := range map[string]string{crunHandler: crun, "debian-crun": crun, "old-runc": old} {
 			says, err := exec.Command(path, "features").Output()
 			rro := err == nil && strings.Contains(string(says), `"rro"`)
 			userns := err == nil && strings.Contains(string(says), `"mountExtensions"`)
@@ -148,6 +153,20 @@ func hasItsLimits(t *testing.T, d *daemon.Daemon, p pod) {
 		if got := readInt(t, memoryLimit(cgroupPath(t, pidOf(t, d, id), "memory"))); got != limit {
 			t.Errorf("the memory limit is %d, want %d", got, limit)
 		}
+	}
+}
+
+// hasItsScore: so have its commands. crun itself gives them that of the shim.
+func hasItsScore(t *testing.T, d *daemon.Daemon, p pod) {
+	t.Helper()
+	c := daemon.ContainerConfig("scored", plain(t, d))
+	c.Linux.Resources.OomScoreAdj = 500
+	id := p.run(d, c)
+	if got := scoreOf(t, pidOf(t, d, id)); got != 500 {
+		t.Errorf("the score is %d", got)
+	}
+	if got := sh(d, id, "sleep 0.5; cat /proc/self/oom_score_adj"); got != "500" {
+		t.Errorf("the score of a command is %s", got)
 	}
 }
 

@@ -2,8 +2,12 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +30,7 @@ type proc struct {
 	exec  string // "" for the first
 	spec  *specs.Process
 	stdio paths
+	score *int // its OOM score; nil leaves that
 	// turn is held by what changes the process, and by the one who tells of its
 	// end: that comes after the word of its start.
 	turn   chan struct{} // capacity 1
@@ -131,6 +136,9 @@ func (p *proc) launch(ctx context.Context, pidFile string, run func(oci.Process)
 	p.mu.Lock()
 	p.process, p.number, p.streams = pr, pid, s
 	p.mu.Unlock()
+	if err := setScore(pid, p.score); err != nil {
+		log.G(ctx).WithError(err).WithField("process", p.name()).Warn("set the OOM score")
+	}
 	if in.Console == nil {
 		s.started()
 		return nil
@@ -141,6 +149,23 @@ func (p *proc) launch(ctx context.Context, pidFile string, run func(oci.Process)
 		return fmt.Errorf("receive the terminal: %w", err)
 	}
 	return s.attach(c)
+}
+
+// setScore gives a process its OOM score where the runtime has not: crun gives a
+// command that of whoever runs it.
+func setScore(pid int, want *int) error {
+	if want == nil {
+		return nil
+	}
+	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
+	has, err := os.ReadFile(path)
+	if err == nil && strings.TrimSpace(string(has)) != strconv.Itoa(*want) {
+		err = os.WriteFile(path, []byte(strconv.Itoa(*want)), 0)
+	}
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil // it has ended
+	}
+	return err
 }
 
 // start starts an exec.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
@@ -42,25 +43,29 @@ func removeRecord(dir string) error {
 	return os.RemoveAll(dir)
 }
 
-// sharedProcesses reads from a bundle whether the container has no pid namespace
-// of its own, with which all its processes would end.
-func sharedProcesses(bundle string) (bool, error) {
+// config is what is read of the specification of a bundle.
+type config struct {
+	Process struct{ OOMScoreAdj *int }
+	Linux   struct{ Namespaces []specs.LinuxNamespace }
+}
+
+func readConfig(bundle string) (c config, err error) {
 	data, err := os.ReadFile(filepath.Join(bundle, configFile))
 	if err != nil {
-		return false, err
+		return c, err
 	}
-	var spec struct{ Linux *specs.Linux }
-	if err := json.Unmarshal(data, &spec); err != nil {
-		return false, fmt.Errorf("read config.json: %w: %w", errdefs.ErrInvalidArgument, err)
+	if err := json.Unmarshal(data, &c); err != nil {
+		return c, fmt.Errorf("read config.json: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
-	if spec.Linux != nil {
-		for _, ns := range spec.Linux.Namespaces {
-			if ns.Type == specs.PIDNamespace && ns.Path == "" {
-				return false, nil
-			}
-		}
-	}
-	return true, nil
+	return c, nil
+}
+
+// shared tells whether the container has no pid namespace of its own, with which all
+// its processes would end.
+func (c config) shared() bool {
+	return !slices.ContainsFunc(c.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
+		return ns.Type == specs.PIDNamespace && ns.Path == ""
+	})
 }
 
 // lastExit tells how the first process of a container ended, 137 at this moment

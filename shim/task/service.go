@@ -147,7 +147,7 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	if err := joinSandbox(r.GetBundle(), s.join); err != nil {
 		return nil, err
 	}
-	shared, err := sharedProcesses(r.GetBundle())
+	config, err := readConfig(r.GetBundle())
 	if err != nil {
 		return nil, err
 	}
@@ -160,9 +160,10 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 		s.logs.Add(r.GetBundle())
 	}
 	c := s.newContainer(Record{
-		ID: r.GetID(), Bundle: r.GetBundle(), Options: opts, Rootfs: len(r.GetRootfs()) > 0, Shared: shared,
+		ID: r.GetID(), Bundle: r.GetBundle(), Options: opts, Rootfs: len(r.GetRootfs()) > 0, Shared: config.shared(),
 		Stdio: paths{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()},
 	}, dir)
+	c.init.score = config.Process.OOMScoreAdj
 	if err := c.create(ctx, mountsOf(r)); err != nil {
 		return nil, err
 	}
@@ -230,7 +231,14 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 	}
 	spec.Terminal = r.GetTerminal()
 	p := newProc(c, r.GetExecID(), paths{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()})
-	p.spec = &spec
+	p.spec, p.score = &spec, spec.OOMScoreAdj
+	if p.score == nil {
+		config, err := readConfig(c.Bundle)
+		if err != nil {
+			return nil, err
+		}
+		p.score = config.Process.OOMScoreAdj
+	}
 	if err := c.add(p); err != nil {
 		return nil, err
 	}
