@@ -888,35 +888,105 @@ func TestFifoEnds(t *testing.T) {
 		"exited, held, stopped":  {os.O_RDWR, func(f *Fifo, w *os.File) { f.Exited(); w.WriteString("y"); f.Stop() }, "y"},
 		"stop comes before exit": {os.O_RDWR, func(f *Fifo, w *os.File) { w.WriteString("z"); f.Stop(); f.Exited() }, "z"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "fifo")
-			if err := unix.Mkfifo(path, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			f, err := OpenFifo(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer f.Close()
-			var w *os.File
-			if tc.flags >= 0 {
-				if w, err = os.OpenFile(path, tc.flags, 0); err != nil {
-					t.Fatal(err)
+		for _, watched := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/%t", name, watched), func(t *testing.T) {
+				f, path := newFifo(t)
+				var w *os.File
+				if tc.flags >= 0 {
+					var err error
+					if w, err = os.OpenFile(path, tc.flags, 0); err != nil {
+						t.Fatal(err)
+					}
+					defer w.Close()
 				}
-				defer w.Close()
-			}
-			got := make(chan string, 1)
-			go func() { b, _ := io.ReadAll(f); got <- string(b) }()
-			tc.end(f, w)
-			select {
-			case s := <-got:
-				if s != tc.want {
-					t.Fatalf("got %q, want %q", s, tc.want)
+				if !watched {
+					f.unwatch()
 				}
-			case <-time.After(10 * time.Second):
-				t.Fatal("no end")
+				got := make(chan string, 1)
+				go func() { b, _ := io.ReadAll(f); got <- string(b) }()
+				tc.end(f, w)
+				select {
+				case s := <-got:
+					if s != tc.want {
+						t.Fatalf("got %q, want %q", s, tc.want)
+					}
+				case <-time.After(10 * time.Second):
+					t.Fatal("no end")
+				}
+			})
+		}
+	}
+}
+
+func newFifo(t *testing.T) (f *Fifo, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := OpenFifo(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f, path
+}
+
+// TestFifoUnwatched: what is written is read once and in order however often the poller
+// is done without, and a close ends reading in either state.
+func TestFifoUnwatched(t *testing.T) {
+	f, path := newFifo(t)
+	w, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	go func() {
+		for i := range 2000 {
+			fmt.Fprintln(w, i)
+			if i%7 == 0 {
+				time.Sleep(50 * time.Microsecond)
 			}
-		})
+		}
+	}()
+	var all, want bytes.Buffer
+	for i := range 2000 {
+		fmt.Fprintln(&want, i)
+	}
+	b := make([]byte, 64)
+	for i := 0; all.Len() < want.Len(); i++ {
+		if i%3 == 0 {
+			f.unwatch()
+		}
+		n, err := f.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all.Write(b[:n])
+	}
+	if !bytes.Equal(all.Bytes(), want.Bytes()) {
+		t.Error("what was read is not what was written")
+	}
+	for _, watched := range []bool{true, false} {
+		f, _ := newFifo(t)
+		if !watched {
+			f.unwatch()
+		}
+		ended := make(chan error, 1)
+		go func() {
+			_, err := f.Read(make([]byte, 1))
+			ended <- err
+		}()
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-ended; err == nil || errors.Is(err, io.EOF) {
+			t.Errorf("watched %t: reading ended with %v", watched, err)
+		}
+		f.unwatch()
+		if _, err := f.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+			t.Errorf("watched %t: after the end %v", watched, err)
+		}
 	}
 }
 

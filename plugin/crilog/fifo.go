@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -34,10 +35,13 @@ const (
 // A reader that opens a FIFO after its writers went never sees them go: Exited
 // tells it that none will come.
 type Fifo struct {
-	file *os.File
-	raw  syscall.RawConn
 	end  atomic.Int32
 	left int // bytes that may be read after Stop; for the reading goroutine only
+
+	mu   sync.Mutex // held for moments, also by the reader
+	file *os.File   // closed while there is fd, and in the end
+	raw  syscall.RawConn
+	fd   int // the FIFO while the runtime's poller is not to know it, else -1
 }
 
 // OpenFifo opens the FIFO at path for reading, at once, whether or not somebody
@@ -72,7 +76,7 @@ func NewFifo(file *os.File) (_ *Fifo, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open fifo: %w", err)
 	}
-	f := &Fifo{file: file, raw: raw, left: afterStop}
+	f := &Fifo{file: file, raw: raw, left: afterStop, fd: -1}
 	// Best effort: the limit of pages per user may forbid it.
 	_ = f.raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, fifoSize) })
 	return f, nil
@@ -95,12 +99,69 @@ func (f *Fifo) endAt(when int32) {
 			break
 		}
 	}
-	// Wakes the reader, which looks again. An error means it is closed.
-	_ = f.file.SetReadDeadline(time.Unix(1, 0))
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fd < 0 {
+		// Wakes the reader, which looks again. An error means it is closed.
+		_ = f.file.SetReadDeadline(time.Unix(1, 0))
+	}
 }
 
 // Close ends reading at once; what is in the FIFO stays there.
-func (f *Fifo) Close() error { return f.file.Close() }
+func (f *Fifo) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fd < 0 {
+		return f.file.Close()
+	}
+	fd := f.fd
+	f.fd = -1
+	return unix.Close(fd)
+}
+
+// unwatch takes the FIFO from the poller until there is nothing to read. The poller is
+// woken by every single write, which costs it, and the writer, more than a line does.
+func (f *Fifo) unwatch() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fd >= 0 {
+		return
+	}
+	var dup int
+	var err error
+	cerr := f.raw.Control(func(fd uintptr) { dup, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	if cerr != nil || err != nil {
+		return // it is closed, or stays as it is
+	}
+	f.file.Close()
+	f.fd = dup
+}
+
+// watched returns the FIFO as the poller knows it.
+func (f *Fifo) watched() (*os.File, syscall.RawConn, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fd < 0 {
+		return f.file, f.raw, nil
+	}
+	file := os.NewFile(uintptr(f.fd), f.file.Name())
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, nil, err
+	}
+	f.file, f.raw, f.fd = file, raw, -1
+	return file, raw, nil
+}
+
+// tryUnwatched is try for a FIFO that the poller does not know.
+func (f *Fifo) tryUnwatched(move func(fd int) (int, error)) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fd < 0 {
+		return 0, nil
+	}
+	return f.try(f.fd, move)
+}
 
 // Read implements io.Reader.
 func (f *Fifo) Read(p []byte) (int, error) {
@@ -126,8 +187,16 @@ func (f *Fifo) spliceTo(dst syscall.RawConn, off int64, limit int) (int, error) 
 
 // transfer calls move until it has moved something, failed or found the end.
 func (f *Fifo) transfer(move func(fd int) (int, error)) (n int, err error) {
+	if n, err := f.tryUnwatched(move); n > 0 || err != nil {
+		return n, err
+	}
 	for {
-		rerr := f.raw.Read(func(fd uintptr) bool {
+		file, raw, err := f.watched()
+		if err != nil {
+			return 0, err
+		}
+		n := 0
+		rerr := raw.Read(func(fd uintptr) bool {
 			n, err = f.try(int(fd), move)
 			return n > 0 || err != nil
 		})
@@ -135,7 +204,7 @@ func (f *Fifo) transfer(move func(fd int) (int, error)) (n int, err error) {
 		case errors.Is(rerr, os.ErrDeadlineExceeded):
 			// Exited or Stop: the end is judged anew. Cleared before that, so
 			// that one which comes meanwhile wakes us again.
-			if err := f.file.SetReadDeadline(time.Time{}); err != nil {
+			if err := file.SetReadDeadline(time.Time{}); err != nil {
 				return 0, err
 			}
 		case rerr != nil:
