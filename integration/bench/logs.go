@@ -20,7 +20,7 @@ type writer struct {
 }
 
 // cpuPerGiB is the most that our own shim may take for a log, in seconds.
-const cpuPerGiB = 5
+const cpuPerGiB = 5.0
 
 var writers = []writer{
 	{"one line of 100 bytes per write", "dd if=/lines bs=100", 150},

@@ -137,7 +137,7 @@ func (m *measured) verdict(s subject, base string) string {
 		if len(all) == 0 {
 			return ""
 		}
-		goal, met = fmt.Sprintf("≤ %g %s", q.most, q.unit), all[len(all)-1] <= q.most
+		goal, met = fmt.Sprintf("≤ %.3g %s", q.most, q.unit), all[len(all)-1] <= q.most
 		open = !met && all[0] <= q.most
 	case q.better > 0:
 		ratios := m.ratios(s.name, base)
