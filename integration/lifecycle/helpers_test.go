@@ -22,8 +22,8 @@ import (
 )
 
 // soon is how long something may take that takes milliseconds on an idle
-// machine.
-var soon = daemon.Patience(45 * time.Second)
+// machine. Stock containerd does not do much of what is waited for.
+var soon = daemon.Patience(map[bool]time.Duration{false: 45 * time.Second, true: 8 * time.Second}[stock])
 
 const poll = 20 * time.Millisecond
 
