@@ -137,7 +137,7 @@ func (m *measured) verdict(s subject, base string) string {
 		if len(all) == 0 {
 			return ""
 		}
-		goal, met = fmt.Sprintf("≤ %.3g %s", q.most, q.unit), all[len(all)-1] <= q.most
+		goal, met = strings.TrimSpace(fmt.Sprintf("≤ %s %s", limit(q.most), q.unit)), all[len(all)-1] <= q.most
 		open = !met && all[0] <= q.most
 	case q.better > 0:
 		ratios := m.ratios(s.name, base)
@@ -146,7 +146,7 @@ func (m *measured) verdict(s subject, base string) string {
 		}
 		met = quantile(ratios, 0.5) <= q.better
 		open = !met && ratios[0] <= q.better
-		goal = fmt.Sprintf("≤ %.3g", q.better)
+		goal = "≤ " + limit(q.better)
 	default:
 		return ""
 	}
@@ -158,6 +158,9 @@ func (m *measured) verdict(s subject, base string) string {
 	}
 	return goal + ": **missed**"
 }
+
+// limit shows as many digits as a goal has, three behind the point at most.
+func limit(v float64) string { return fmt.Sprintf("%g", math.Round(v*1000)/1000) }
 
 // number shows three digits that matter.
 func number(v float64) string {
