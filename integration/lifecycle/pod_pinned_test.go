@@ -470,6 +470,13 @@ func TestRTH_15_StockContainerd(t *testing.T) {
 			if got := sh(d, one, "hostname"); o.Network == 0 && got != name {
 				t.Errorf("exec gave %q", got)
 			}
+			// What it leaves behind has its output open.
+			if out, code := tryExec(t, d, one, "sh", "-c", "echo parent; sleep 1000 & exit 3"); out != "parent\n" || code != 3 {
+				t.Errorf("a command with a child gave %q, %d", out, code)
+			}
+			if out, code := tryExec(t, d, one, "sh", "-c", "head -c 300000 /dev/zero | tr '\\0' x; echo all >&2"); code != 0 || len(out) != 300004 {
+				t.Errorf("a command that says much gave %d bytes, %d", len(out), code)
+			}
 			if together := nsOf(t, a, "pid") == nsOf(t, b, "pid"); together != (name == "together") {
 				t.Errorf("process namespaces are %s and %s", nsOf(t, a, "pid"), nsOf(t, b, "pid"))
 			}

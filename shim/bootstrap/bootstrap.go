@@ -90,6 +90,9 @@ func (m manager) promises() map[string]string {
 	return said
 }
 
+// oursEnv is set by our daemon (plugin/runtime/pool), which reads output that has no end.
+const oursEnv = "GANTRY_DAEMON"
+
 // Start implements shim.Shim: it returns where the supervisor listens, and
 // starts it if it is not there.
 func (m manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootapi.BootstrapResult, error) {
@@ -105,6 +108,8 @@ func (m manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootap
 		socket:    filepath.Join(dir, socketName(of...)),
 		namespace: p.GetNamespace(), address: p.GetContainerdGrpcAddress(), ttrpc: p.GetContainerdTtrpcAddress(),
 		debug: p.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG,
+		// Another containerd waits for the end of what it reads.
+		relay: os.Getenv(oursEnv) == "",
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err

@@ -44,6 +44,7 @@ func serveMain(ctx context.Context, args []string) int {
 	f.StringVar(&s.ttrpc, "ttrpc-address", "", "where containerd takes events")
 	f.StringVar(&s.socket, "socket", "", "where to listen")
 	f.StringVar(&s.anchor, "anchor", "", "where the anchor listens, on kernels that need one")
+	f.BoolVar(&s.relay, "relay", false, "copy the output of commands, so that it ends with them")
 	f.BoolVar(&s.debug, "debug", false, "log more")
 	if err := f.Parse(args); err != nil {
 		return 2
@@ -126,7 +127,7 @@ func (s supervisor) services(ctx context.Context, reaper *process.Reaper, logs *
 	go events.Run(ctx)
 	tasks := task.New(task.Options{
 		Namespace: s.namespace, State: stateDir(s.socket), Address: s.url(), Reaper: reaper, Events: events, Logs: logs,
-		Join: sandbox.Join(podsDir(s.socket)),
+		Join: sandbox.Join(podsDir(s.socket)), Relay: s.relay,
 	})
 	if err := tasks.Adopt(ctx); err != nil {
 		return nil, nil, fmt.Errorf("take over containers: %w", err)

@@ -29,6 +29,7 @@ type supervisor struct {
 	socket, namespace, address, ttrpc string
 	anchor                            string // the socket of its anchor, "" for none
 	debug                             bool
+	relay                             bool // see task.Options
 }
 
 func (s supervisor) url() string { return "unix://" + s.socket }
@@ -135,6 +136,9 @@ func (s supervisor) command(w *os.File) (*exec.Cmd, error) {
 	args := []string{serveCommand, "-namespace", s.namespace, "-address", s.address, "-ttrpc-address", s.ttrpc, "-socket", s.socket}
 	if s.anchor != "" {
 		args = append(args, "-anchor", s.anchor)
+	}
+	if s.relay {
+		args = append(args, "-relay")
 	}
 	if s.debug {
 		args = append(args, "-debug")

@@ -49,6 +49,9 @@ type Options struct {
 	Join Join
 	// Logs is told which bundles there are; it may be nil.
 	Logs interface{ Add(bundle string) }
+	// Relay has the output of commands end with them, for clients that wait for its
+	// end, also where children of theirs have it open.
+	Relay bool
 }
 
 // Service serves the Task API.
@@ -59,6 +62,7 @@ type Service struct {
 	events *Publisher
 	join   Join
 	logs   interface{ Add(bundle string) }
+	relay  bool
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -71,7 +75,7 @@ var _ api.TTRPCTaskService = (*Service)(nil)
 func New(o Options) *Service {
 	return &Service{
 		namespace: o.Namespace, state: o.State, address: o.Address,
-		reaper: o.Reaper, events: o.Events, join: o.Join, logs: o.Logs, containers: map[string]*container{},
+		reaper: o.Reaper, events: o.Events, join: o.Join, logs: o.Logs, relay: o.Relay, containers: map[string]*container{},
 	}
 }
 
@@ -230,7 +234,9 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb
 		return nil, fmt.Errorf("read process specification: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
 	spec.Terminal = r.GetTerminal()
-	p := newProc(c, r.GetExecID(), paths{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()})
+	p := newProc(c, r.GetExecID(), paths{
+		Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(), relay: s.relay,
+	})
 	p.spec, p.score = &spec, spec.OOMScoreAdj
 	if p.score == nil {
 		config, err := readConfig(c.Bundle)

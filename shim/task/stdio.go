@@ -30,19 +30,26 @@ const (
 type paths struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool
+	// relay has output go through pipes.
+	relay bool
 }
 
 // streams are the ends of a process's paths that are held here. Without a
-// terminal the process gets the FIFOs themselves: nothing is copied. Output is
-// open for reading as well, here and in the process, so that it never breaks.
+// terminal the process gets the FIFOs themselves: nothing is copied, unless it is to
+// be relayed. Output is open for reading as well, here and in the process, so that it
+// never breaks.
 type streams struct {
 	in, out, err *os.File // what the process gets
 	hold         *os.File // keeps the input from ending
 
 	mu      sync.Mutex
 	console *os.File
+	relays  []relay
 	copied  sync.WaitGroup
 }
+
+// relay is output on its way from a pipe to a FIFO.
+type relay struct{ from, to *os.File }
 
 var _ runc.IO = (*streams)(nil)
 
@@ -64,6 +71,11 @@ func openStreams(ctx context.Context, p paths, uid, gid uint32) (_ *streams, err
 	if s.in, s.hold, err = openInput(p.Stdin); err != nil {
 		return nil, fmt.Errorf("open stdin: %w", err)
 	}
+	if p.relay {
+		if err := errors.Join(s.relay(&s.out), s.relay(&s.err)); err != nil {
+			return nil, fmt.Errorf("relay output: %w", err)
+		}
+	}
 	for _, f := range []*os.File{s.in, s.out, s.err} {
 		if f != nil && f.Name() != os.DevNull && (uid != 0 || gid != 0) {
 			if err := f.Chown(int(uid), int(gid)); err != nil {
@@ -72,6 +84,35 @@ func openStreams(ctx context.Context, p paths, uid, gid uint32) (_ *streams, err
 		}
 	}
 	return s, nil
+}
+
+// relay puts a pipe in the place of a FIFO, for which it is copied from. So whoever
+// reads the FIFO finds its end a little after that of the process, although children
+// of the process may have its output open for ever.
+func (s *streams) relay(out **os.File) error {
+	st, err := (*out).Stat()
+	if err != nil || st.Mode()&os.ModeNamedPipe == 0 {
+		return err
+	}
+	r := relay{}
+	if r.to, err = os.OpenFile((*out).Name(), os.O_RDWR, 0); err != nil {
+		return err
+	}
+	from, w, err := os.Pipe()
+	if err != nil {
+		r.to.Close()
+		return err
+	}
+	r.from = from
+	(*out).Close()
+	*out, s.relays = w, append(s.relays, r)
+	s.copied.Go(func() {
+		// It ends when the last process has closed the pipe, or in Close.
+		_, _ = io.Copy(r.to, r.from)
+		r.from.Close()
+		r.to.Close()
+	})
+	return nil
 }
 
 // openRaw opens a file in blocking mode, as a program expects it.
@@ -185,11 +226,14 @@ func (s *streams) Stdout() io.ReadCloser { return nil }
 // Stderr implements runc.IO; nobody here reads.
 func (s *streams) Stderr() io.ReadCloser { return nil }
 
-// started lets go of the input once the process has it.
+// started lets go of the input, and of pipes, once the process has them.
 func (s *streams) started() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	closeAll(&s.in)
+	if len(s.relays) > 0 {
+		closeAll(&s.out, &s.err)
+	}
 }
 
 // closeInput ends the input when its writers have.
@@ -199,13 +243,21 @@ func (s *streams) closeInput() {
 	closeAll(&s.hold)
 }
 
-// Close lets go of everything. With a terminal it first waits for what that
-// still holds.
+// Close lets go of everything. It first waits for what a terminal, or a pipe, still
+// holds.
 func (s *streams) Close() error {
 	s.mu.Lock()
+	end := time.Now().Add(drainLimit)
+	// The errors are that they are closed.
 	if s.console != nil {
-		// The error is that it is closed.
-		_ = s.console.SetReadDeadline(time.Now().Add(drainLimit))
+		_ = s.console.SetReadDeadline(end)
+	}
+	for _, r := range s.relays {
+		_ = r.from.SetReadDeadline(end)
+		_ = r.to.SetWriteDeadline(end)
+	}
+	if len(s.relays) > 0 {
+		closeAll(&s.out, &s.err)
 	}
 	s.mu.Unlock()
 	s.copied.Wait()

@@ -99,6 +99,9 @@ func (s *shim) callDelete(ctx context.Context) (*crt.Exit, error) {
 	return parseDeleted(out)
 }
 
+// oursEnv tells our own shim which daemon it is for.
+const oursEnv = "GANTRY_DAEMON=1"
+
 // call runs the shim's program for one of its actions, which is the last argument, on
 // behalf of a pod or task.
 func (s *shim) call(ctx context.Context, id string, stdin []byte, args ...string) ([]byte, error) {
@@ -111,7 +114,7 @@ func (s *shim) call(ctx context.Context, id string, stdin []byte, args ...string
 	cmd := exec.CommandContext(ctx, s.binary, args...)
 	cmd.Dir = s.bundle.Path
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=2", "MAX_SHIM_VERSION=2", "TTRPC_ADDRESS="+d.TTRPCAddress,
-		"GRPC_ADDRESS="+d.GRPCAddress, "NAMESPACE="+s.bundle.Namespace)
+		"GRPC_ADDRESS="+d.GRPCAddress, "NAMESPACE="+s.bundle.Namespace, oursEnv)
 	cmd.Env = append(cmd.Env, d.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var stdout, stderr bytes.Buffer
