@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -15,11 +16,16 @@ import (
 type machine struct {
 	image   string // directory made by scripts/vm-image
 	kernel  string // more parameters of the kernel
+	accel   string // QEMU's accelerator, emulation if it is ""
 	payload string // filesystem image with what it runs
 	console string // what the kernel and systemd say
 	exit    string // the program's exit code
 	tmp     string // what it changes on its disk
 }
+
+// emulated is what runs everywhere. KVM may be there and not work, within another
+// virtual machine, and stops the guest then.
+const emulated = "tcg,thread=multi,tb-size=512"
 
 // kernelLine: quiet, as an emulated serial port is slow, and without the
 // defences against other users of the same processor. A few huge pages are for
@@ -39,8 +45,7 @@ func (m machine) boot(ctx context.Context) error {
 
 func (m machine) args() []string {
 	return []string{
-		// KVM where there is any.
-		"-machine", "q35", "-accel", "kvm", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max",
+		"-machine", "q35", "-accel", cmp.Or(m.accel, emulated), "-cpu", "max",
 		"-smp", "2", "-m", "3072", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-kernel", filepath.Join(m.image, "vmlinuz"), "-initrd", filepath.Join(m.image, "initrd"), "-append", strings.TrimSpace(kernelLine + " " + m.kernel),
 		"-drive", "if=virtio,format=raw,cache=unsafe,snapshot=on,file=" + filepath.Join(m.image, "root.img"),

@@ -9,7 +9,8 @@
 // (GANTRY_BIN) go along on a disk of their own. Nothing that the test changes
 // outlives it, and it reaches no network. GANTRY_VM_KERNEL has parameters for the
 // kernel, such as those by which systemd makes control groups of version 1, or
-// the kernel uses SELinux in place of AppArmor.
+// the kernel uses SELinux in place of AppArmor. The machine is emulated unless
+// GANTRY_VM_ACCEL names another accelerator of QEMU, as kvm.
 //
 // Start at run.
 package main
@@ -51,7 +52,7 @@ func run(ctx context.Context, program string, args []string) (code int, err erro
 		bins: filepath.SplitList(os.Getenv("GANTRY_BIN")),
 	}
 	m := machine{
-		image: os.Getenv("GANTRY_VM"), kernel: os.Getenv("GANTRY_VM_KERNEL"), payload: filepath.Join(dir, "payload.img"),
+		image: os.Getenv("GANTRY_VM"), kernel: os.Getenv("GANTRY_VM_KERNEL"), accel: os.Getenv("GANTRY_VM_ACCEL"), payload: filepath.Join(dir, "payload.img"),
 		console: filepath.Join(dir, "console"), exit: filepath.Join(dir, "exit"), tmp: dir,
 	}
 	if err := p.pack(ctx, filepath.Join(dir, "payload"), m.payload); err != nil {
