@@ -33,8 +33,11 @@ func TestRTH_26_OtherRuntimes(t *testing.T) {
 			addHandler(in, c, name, daemon.Config{"options": in.RuncOptions(daemon.Config{"BinaryName": path})})
 		}
 		addCrun(in, c)
+		addHandler(in, c, "own-old-runc", daemon.Config{
+			"runtime_type": "io.containerd.gantry.v2", "sandboxer": "shim", "options": in.RuncOptions(daemon.Config{"BinaryName": old}),
+		})
 	}))
-	runtimes[slowHandler], runtimes[crunHandler] = "", crun
+	runtimes[slowHandler], runtimes[crunHandler], runtimes["own-old-runc"] = "", crun, old
 	known := runtimesKnown(t, d, crun, old)
 	for name := range runtimes {
 		config := d.PodConfig(name)
@@ -82,7 +85,7 @@ func runtimesKnown(t *testing.T, d *daemon.Daemon, crun, old string) (known map[
 	t.Helper()
 	eventually(t, soon, func() error { // they are asked in the background
 		known, _ = handlers(t, d)
-		for handler, path := range map[string]string{crunHandler: crun, "debian-crun": crun, "old-runc": old} {
+		for handler, path := range map[string]string{crunHandler: crun, "debian-crun": crun, "old-runc": old, "own-old-runc": old} {
 			says, err := exec.Command(path, "features").Output()
 			rro := err == nil && strings.Contains(string(says), `"rro"`)
 			userns := err == nil && strings.Contains(string(says), `"mountExtensions"`)
@@ -152,6 +155,9 @@ func hasItsLimits(t *testing.T, d *daemon.Daemon, p pod) {
 		}
 		if got := readInt(t, memoryLimit(cgroupPath(t, pidOf(t, d, id), "memory"))); got != limit {
 			t.Errorf("the memory limit is %d, want %d", got, limit)
+		}
+		if got := sh(d, id, "echo $(echo here)"); got != "here" { // the number of processes is as it was
+			t.Errorf("a command says %q", got)
 		}
 	}
 }

@@ -38,7 +38,7 @@ type Fifo struct {
 	end  atomic.Int32
 	left int // bytes that may be read after Stop; for the reading goroutine only
 
-	mu   sync.Mutex // held for moments, also by the reader
+	mu   sync.Mutex // held by the reader while it moves what is there
 	file *os.File   // closed while there is fd, and in the end
 	raw  syscall.RawConn
 	fd   int // the FIFO while the runtime's poller is not to know it, else -1

@@ -1,8 +1,10 @@
 package sandboxer
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"time"
 
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -13,6 +15,8 @@ type Groups interface {
 	Make(path string) error
 	// Vacate has its processes be in that of the daemon.
 	Vacate(path string) error
+	// Kill ends its processes.
+	Kill(ctx context.Context, path string) (int, error)
 	// Remove takes it away; one that is not there is no error.
 	Remove(path string) error
 }
@@ -24,6 +28,8 @@ type Charged struct {
 	// Group is that of the pod's shim, "" for none.
 	Group  func(record.Sandbox) string
 	Groups Groups
+	// Patience is how long a group may stay in use, 0 for the usual time.
+	Patience time.Duration
 }
 
 // Start makes the group, as no shim does.
@@ -44,5 +50,28 @@ func (c Charged) Shutdown(ctx context.Context, sb record.Sandbox) error {
 	if err != nil || path == "" {
 		return err
 	}
-	return errors.Join(c.Groups.Vacate(path), c.Groups.Remove(path))
+	return c.drop(ctx, path)
+}
+
+const (
+	// dropLimit is longer than a shim stays that has nothing to do any more.
+	dropLimit = 5 * time.Second
+	dropPoll  = 20 * time.Millisecond
+)
+
+// drop removes the group. A process may be started in it while it is vacated, and for
+// moments an empty one can be busy. What cannot be moved is killed in the end: nothing
+// of the pod is left that it is for.
+func (c Charged) drop(ctx context.Context, path string) error {
+	tick := time.NewTicker(dropPoll)
+	defer tick.Stop()
+	for end := time.Now().Add(cmp.Or(c.Patience, dropLimit)); time.Now().Before(end) && ctx.Err() == nil; <-tick.C {
+		// The error of the removal tells enough.
+		_ = c.Groups.Vacate(path)
+		if c.Groups.Remove(path) == nil {
+			return nil
+		}
+	}
+	_, err := c.Groups.Kill(ctx, path)
+	return errors.Join(err, c.Groups.Remove(path))
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/sandboxer"
@@ -26,6 +27,9 @@ func (c *called) note(what string) error {
 
 func (c *called) Make(path string) error   { return c.note("make " + path) }
 func (c *called) Vacate(path string) error { return c.note("vacate " + path) }
+func (c *called) Kill(_ context.Context, path string) (int, error) {
+	return 0, c.note("kill " + path)
+}
 func (c *called) Remove(path string) error { return c.note("remove " + path) }
 
 type started struct {
@@ -49,12 +53,13 @@ func TestCharged(t *testing.T) {
 		"charged":         {"/a", "", []string{"make /a", "start", "shutdown", "vacate /a", "remove /a"}},
 		"no group":        {"/a", "make /a", []string{"make /a", "shutdown", "vacate /a", "remove /a"}},
 		"shim is left":    {"/a", "shutdown", []string{"make /a", "start", "shutdown"}},
-		"process is left": {"/a", "vacate /a", []string{"make /a", "start", "shutdown", "vacate /a", "remove /a"}},
+		"cannot be moved": {"/a", "vacate /a", []string{"make /a", "start", "shutdown", "vacate /a", "remove /a"}},
+		"process is left": {"/a", "remove /a", []string{"make /a", "start", "shutdown", "vacate /a", "remove /a", "kill /a", "remove /a"}},
 	} {
 		seen := &called{failing: c.failing}
-		s := sandboxer.Charged{Sandboxer: started{c: seen}, Group: func(record.Sandbox) string { return c.group }, Groups: seen}
+		s := sandboxer.Charged{Sandboxer: started{c: seen}, Group: func(record.Sandbox) string { return c.group }, Groups: seen, Patience: 10 * time.Millisecond}
 		_, err := s.Start(t.Context(), record.Sandbox{})
-		if err = errors.Join(err, s.Shutdown(t.Context(), record.Sandbox{})); (err != nil) != (c.failing != "") {
+		if err = errors.Join(err, s.Shutdown(t.Context(), record.Sandbox{})); (err != nil) != (c.failing != "" && c.failing != "vacate /a") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if !slices.Equal(seen.calls, c.want) {

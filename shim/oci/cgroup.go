@@ -19,8 +19,8 @@ import (
 // is not told of updates, so its own state has what the container was created with.
 const lastSet = "resources.json"
 
-// Update sets limits; what l has no value for stays. When it fails, those of before
-// are set again. The runtime itself is asked if its files do not say where the
+// Update sets limits; what l has no value for, or 0, stays. When it fails, those of
+// before are set again, as far as there were any. The runtime itself is asked if its files do not say where the
 // control groups are.
 //
 // Unlike runc's, it takes huge page limits, and leaves alone those that l does not
@@ -70,7 +70,11 @@ func (r *Runtime) freeze(to cgroups.FreezerState, verb string, ask func() error)
 		return err
 	}
 	if err := m.Freeze(to); err != nil {
-		return fmt.Errorf("%s the control group: %w", verb, err)
+		err = fmt.Errorf("%s the control group: %w", verb, err)
+		if to == cgroups.Frozen {
+			err = errors.Join(err, m.Freeze(cgroups.Thawed)) // it is not half frozen for ever
+		}
+		return err
 	}
 	return nil
 }
@@ -86,22 +90,46 @@ func (s state) manager() (cgroups.Manager, error) {
 	return m, nil
 }
 
-// resources is what is set, but for huge pages and devices.
+// resources is what is set, but for huge pages, devices and the files of version 2,
+// which are set when they are named.
 func (r *Runtime) resources(s state) (*cgroups.Resources, error) {
 	now := &cgroups.Resources{}
-	data, err := os.ReadFile(filepath.Join(r.bundle, lastSet))
-	switch {
-	case err == nil:
+	if s.Config.Cgroups.Resources != nil {
+		now = s.Config.Cgroups.Resources
+	}
+	data, err := r.lastSet()
+	if err != nil {
+		return nil, err
+	}
+	if data != nil {
+		now = &cgroups.Resources{}
 		if err := json.Unmarshal(data, now); err != nil {
 			return nil, fmt.Errorf("read the limits of the last update: %w: %w", errdefs.ErrInternal, err)
 		}
-	case !errors.Is(err, os.ErrNotExist):
-		return nil, err
-	case s.Config.Cgroups.Resources != nil:
-		now = s.Config.Cgroups.Resources
 	}
-	now.Devices, now.SkipDevices, now.HugetlbLimit, now.Freezer = nil, true, nil, cgroups.Undefined
+	now.Devices, now.SkipDevices, now.HugetlbLimit, now.Unified, now.Freezer = nil, true, nil, nil, cgroups.Undefined
+	now.MemoryCheckBeforeUpdate = false
+	if now.PidsLimit != nil && *now.PidsLimit == 0 {
+		now.PidsLimit = nil // older versions of runc write that for none
+	}
 	return now, nil
+}
+
+// lastSet is what the last update has kept, nil if there was none, or if the runtime
+// has written its state since: then somebody had it make an update.
+func (r *Runtime) lastSet() ([]byte, error) {
+	path := filepath.Join(r.bundle, lastSet)
+	kept, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if written, err := os.Stat(filepath.Join(r.dir(), stateName)); err == nil && written.ModTime().After(kept.ModTime()) {
+		return nil, nil
+	}
+	return os.ReadFile(path)
 }
 
 func (r *Runtime) keep(set *cgroups.Resources) error {
@@ -208,8 +236,9 @@ func changeBlockIO(n *cgroups.Resources, b *specs.LinuxBlockIO) {
 }
 
 // set leaves what there is no value for.
-func set[T any](to, value *T) {
-	if value != nil {
+func set[T comparable](to, value *T) {
+	var none T
+	if value != nil && *value != none {
 		*to = *value
 	}
 }

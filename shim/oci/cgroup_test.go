@@ -2,6 +2,7 @@ package oci
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/opencontainers/cgroups"
@@ -30,6 +32,10 @@ func TestChanged(t *testing.T) {
 			cgroups.Resources{CpuQuota: 1000, CpuPeriod: 5000, CpuShares: 1024, CpuWeight: 100},
 			cgroups.Resources{CpuQuota: 2000, CpuPeriod: 5000, CpuShares: 1024, CpuWeight: 100},
 			specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: new(int64(2000))}},
+		},
+		"no quota": {
+			cgroups.Resources{CpuQuota: 1000, CpuPeriod: 5000}, cgroups.Resources{CpuQuota: 1000, CpuPeriod: 6000},
+			specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: new(int64(0)), Period: new(uint64(6000))}},
 		},
 		"CPUs": {
 			cgroups.Resources{CpusetCpus: "0-3", CpusetMems: "0"}, cgroups.Resources{CpusetCpus: "1", CpusetMems: "0"},
@@ -165,6 +171,40 @@ func TestUpdate(t *testing.T) {
 		}
 		has(step.want)
 	}
+}
+
+// TestResources: what an older runc has written down for no limit is none, what a later
+// update by the runtime says counts, and what is set by name alone is left out.
+func TestResources(t *testing.T) {
+	r, _, _ := fakeRuntime(t, os.Getpid(), 1, `{}`)
+	write := func(path, text string, at time.Time) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(memory int64, pids *int64) {
+		t.Helper()
+		s, ok := r.readState()
+		if !ok {
+			t.Fatal("the state is not read")
+		}
+		got, err := r.resources(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := (&cgroups.Resources{Memory: memory, PidsLimit: pids, SkipDevices: true}); !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v, want %+v", got, want)
+		}
+	}
+	const old = `{"id":"a","init_process_pid":1,"cgroup_paths":{"memory":"/x"},"config":{"cgroups":{"path":"/x","memory":5,"pids_limit":0,"devices":[{"type":97,"major":-1,"minor":-1,"permissions":"rwm","allow":false}],"hugetlb_limit":[{"page_size":"2MB","limit":1}],"unified":{"memory.max":"1"},"freezer":"FROZEN","memory_check_before_update":true}}}`
+	state, now := filepath.Join(r.dir(), stateName), time.Now()
+	write(state, old, now)
+	is(5, nil)
+	write(filepath.Join(r.bundle, lastSet), `{"memory":7,"pids_limit":9,"unified":{"memory.max":"1"}}`, now.Add(time.Second))
+	is(7, new(int64(9)))
+	write(state, old, now.Add(2*time.Second))
+	is(5, nil)
 }
 
 func TestPause(t *testing.T) {
