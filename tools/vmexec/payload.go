@@ -91,10 +91,12 @@ func copyPrograms(from, to string) error {
 			return err
 		}
 		for _, e := range entries {
-			if !e.Type().IsRegular() {
+			path := filepath.Join(from, sub, e.Name())
+			// A program may have another name, which is a link.
+			if info, err := os.Stat(path); err != nil || !info.Mode().IsRegular() {
 				continue
 			}
-			if err := copyFile(filepath.Join(from, sub, e.Name()), filepath.Join(to, sub, e.Name())); err != nil {
+			if err := copyFile(path, filepath.Join(to, sub, e.Name())); err != nil {
 				return err
 			}
 		}
