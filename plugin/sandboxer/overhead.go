@@ -57,6 +57,8 @@ const (
 	// dropLimit is longer than a shim stays that has nothing to do any more.
 	dropLimit = 5 * time.Second
 	dropPoll  = 20 * time.Millisecond
+	// killLimit is how long a process may take to end after SIGKILL.
+	killLimit = 15 * time.Second
 )
 
 // drop removes the group. A process may be started in it while it is vacated, and for
@@ -72,6 +74,8 @@ func (c Charged) drop(ctx context.Context, path string) error {
 			return nil
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
 	_, err := c.Groups.Kill(ctx, path)
 	return errors.Join(err, c.Groups.Remove(path))
 }

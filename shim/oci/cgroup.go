@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
@@ -18,6 +19,11 @@ import (
 // lastSet is the file in the bundle that has what the last update set. The runtime
 // is not told of updates, so its own state has what the container was created with.
 const lastSet = "resources.json"
+
+// setting is held while files of control groups are written: the library keeps what it
+// finds out of version 1 in variables of its own. systemd may not answer, and whoever
+// waits for it holds up nobody else.
+var setting sync.Mutex
 
 // Update sets limits; what l has no value for, or 0, stays. When it fails, those of
 // before are set again, as far as there were any. The runtime itself is asked if its files do not say where the
@@ -38,6 +44,10 @@ func (r *Runtime) Update(ctx context.Context, l *specs.LinuxResources) error {
 	m, err := s.manager()
 	if err != nil {
 		return err
+	}
+	if !s.Config.Cgroups.Systemd {
+		setting.Lock()
+		defer setting.Unlock()
 	}
 	if err := m.Set(after); err != nil {
 		err = fmt.Errorf("set limits of the control group: %w", err)
