@@ -504,9 +504,12 @@ func TestRES_19_Overhead(t *testing.T) {
 		}
 	}
 	for _, handler := range []string{"apart", pausing} {
-		left, err := filepath.Glob(filepath.Join("/sys/fs/cgroup", "*", d.PodParent("kubepods", "overhead-"+handler), "gantry-shim-*"))
-		if err != nil || len(left) > 0 {
-			t.Errorf("left are %v, %v", left, err)
+		group := filepath.Join(d.PodParent("kubepods", "overhead-"+handler), "gantry-shim-*")
+		for _, root := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+			left, err := filepath.Glob(filepath.Join(root, group))
+			if err != nil || len(left) > 0 {
+				t.Errorf("left are %v, %v", left, err)
+			}
 		}
 	}
 	noSupervisor(t, d)

@@ -12,9 +12,10 @@ import (
 )
 
 // Charge returns the handler of a new pod with options that have the pod's shim in a
-// control group of the pod, where three things are so: the pod's runtime class has
+// control group of the pod, where four things are so: the pod's runtime class has
 // memory for it, as its overhead, which the kubelet adds to the limit of the pod; the
-// shim is the pod's alone; and the configuration does not say where shims are.
+// shim is the pod's alone; the pod's cgroup is named by its path, as the kubelet does;
+// and the configuration does not say where shims are.
 func (hs *Handlers) Charge(sb record.Sandbox) (record.Handler, error) {
 	linux := sb.Config.GetLinux()
 	if linux.GetOverhead().GetMemoryLimitInBytes() <= 0 || !strings.HasPrefix(linux.GetCgroupParent(), "/") || !config.ShimPerPod(sb.Handler.Runtime) {

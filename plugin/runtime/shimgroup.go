@@ -15,7 +15,9 @@ import (
 // unifiedRoot is where the hierarchy of version 2 is if there is no other.
 const unifiedRoot = "/sys/fs/cgroup"
 
-// Make makes the control group in the hierarchies that have controllers.
+// Make makes the control group that a shim's memory is counted to. On version 1 it is in
+// that hierarchy alone, so that no other limit of the pod is the shim's; on version 2
+// there is but one.
 func (h *Hierarchies) Make(path string) error {
 	rel, err := groupPath(path)
 	if err != nil {
@@ -24,7 +26,8 @@ func (h *Hierarchies) Make(path string) error {
 	if cgroups.Mode() == cgroups.Unified {
 		_, err = cgroup2.NewManager(unifiedRoot, rel, &cgroup2.Resources{})
 	} else {
-		_, err = cgroup1.New(cgroup1.StaticPath(rel), &specs.LinuxResources{})
+		_, err = cgroup1.New(cgroup1.StaticPath(rel), &specs.LinuxResources{},
+			cgroup1.WithHierarchy(cgroup1.SingleSubsystem(cgroup1.Default, cgroup1.Memory)))
 	}
 	if err != nil {
 		return fmt.Errorf("make cgroup %s: %w", path, err)
