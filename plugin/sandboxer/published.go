@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/gantry-cri/gantry/plugin/record"
 )
 
@@ -28,7 +30,7 @@ func (p Published) Start(ctx context.Context, sb record.Sandbox) (record.Instanc
 	}
 	sb.Instance = inst
 	paths, err := p.Namespaces(ctx, sb)
-	if err != nil {
+	if err != nil && !errdefs.IsNotImplemented(err) {
 		return inst, fmt.Errorf("find the namespaces of the sandbox: %w", err)
 	}
 	for kind, path := range paths {

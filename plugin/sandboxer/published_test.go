@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/gantry-cri/gantry/plugin/record"
 	"github.com/gantry-cri/gantry/plugin/sandboxer"
 	"github.com/gantry-cri/gantry/plugin/sandboxer/sandboxertest"
@@ -44,6 +46,17 @@ func TestPublished(t *testing.T) {
 	}
 	if _, err := os.Lstat(other); err != nil {
 		t.Errorf("the other's link: %v", err)
+	}
+	// One whose shim cannot tell has none.
+	fake.Inject(sandboxertest.Fault{Op: "namespaces", Err: errdefs.ErrNotImplemented, Nth: 1})
+	if _, err := p.Start(t.Context(), sb); err != nil {
+		t.Errorf("a shim that cannot tell: %v", err)
+	}
+	if _, err := os.Lstat(link); !os.IsNotExist(err) {
+		t.Errorf("there is a link: %v", err)
+	}
+	if err := p.Shutdown(t.Context(), sb); err != nil {
+		t.Error(err)
 	}
 	// A sandbox whose namespaces cannot be found has not started.
 	fake.Inject(sandboxertest.Fault{Op: "namespaces", Err: errors.New("broken")})
