@@ -26,7 +26,8 @@ const lastSet = "resources.json"
 var setting sync.Mutex
 
 // Update sets limits; what l has no value for, or 0, stays. When it fails, those of
-// before are set again, as far as there were any. The runtime itself is asked if its files do not say where the
+// before are set again, as far as there were any, but not of huge pages and not files
+// of version 2. The runtime itself is asked if its files do not say where the
 // control groups are.
 //
 // Unlike runc's, it takes huge page limits, and leaves alone those that l does not
@@ -49,14 +50,17 @@ func (r *Runtime) Update(ctx context.Context, l *specs.LinuxResources) error {
 		setting.Lock()
 		defer setting.Unlock()
 	}
-	if err := m.Set(after); err != nil {
-		err = fmt.Errorf("set limits of the control group: %w", err)
-		if again := m.Set(before); again != nil {
-			err = errors.Join(err, fmt.Errorf("set those of before: %w", again))
-		}
-		return err
+	if err = m.Set(after); err == nil {
+		err = r.keep(after)
 	}
-	return r.keep(after)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("set limits of the control group: %w", err)
+	if again := m.Set(before); again != nil {
+		err = errors.Join(err, fmt.Errorf("set those of before: %w", again))
+	}
+	return err
 }
 
 // Pause freezes the container.
@@ -85,6 +89,10 @@ func (r *Runtime) freeze(to cgroups.FreezerState, verb string, ask func() error)
 			err = errors.Join(err, m.Freeze(cgroups.Thawed)) // it is not half frozen for ever
 		}
 		return err
+	}
+	// The library takes a freezer that it cannot open for one that is thawed.
+	if frozen, known := s.frozen(); to == cgroups.Thawed && (frozen || !known) {
+		return fmt.Errorf("%s the control group: it is frozen still: %w", verb, errdefs.ErrUnavailable)
 	}
 	return nil
 }
@@ -202,11 +210,14 @@ func changeCPU(n *cgroups.Resources, c *specs.LinuxCPU) {
 	if c.Idle != nil {
 		n.CPUIdle = c.Idle
 	}
+	before := n.CpuShares
 	set(&n.CpuShares, c.Shares)
 	if n.CPUIdle != nil && *n.CPUIdle != 0 {
 		n.CpuShares = 0 // an idle group takes none
 	}
-	n.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(n.CpuShares)
+	if n.CpuShares != before { // else it stays as the runtime has worked it out
+		n.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(n.CpuShares)
+	}
 	if c.Cpus != "" {
 		n.CpusetCpus = c.Cpus
 	}

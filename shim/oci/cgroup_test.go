@@ -37,6 +37,14 @@ func TestChanged(t *testing.T) {
 			cgroups.Resources{CpuQuota: 1000, CpuPeriod: 5000}, cgroups.Resources{CpuQuota: 1000, CpuPeriod: 6000},
 			specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: new(int64(0)), Period: new(uint64(6000))}},
 		},
+		"shares": {
+			cgroups.Resources{CpuShares: 1024, CpuWeight: 39}, cgroups.Resources{CpuShares: 512, CpuWeight: cgroups.ConvertCPUSharesToCgroupV2Value(512)},
+			specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: new(uint64(512))}},
+		},
+		"the same shares": { // weighed by an older runtime
+			cgroups.Resources{CpuShares: 1024, CpuWeight: 39}, cgroups.Resources{CpuShares: 1024, CpuWeight: 39},
+			specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: new(uint64(1024))}},
+		},
 		"CPUs": {
 			cgroups.Resources{CpusetCpus: "0-3", CpusetMems: "0"}, cgroups.Resources{CpusetCpus: "1", CpusetMems: "0"},
 			specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "1"}},

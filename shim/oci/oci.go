@@ -1,7 +1,8 @@
 // Package oci calls an OCI runtime that has runc's verbs, as the options of a
 // task say. It keeps no state: what it knows of a container is in the
 // container's bundle, and in the runtime's own directory. Where the files there
-// tell how, it starts and deletes a container itself, which saves a program each.
+// tell how, it starts, freezes and deletes a container and sets its limits itself, which
+// saves a program each.
 //
 // Start reading at Runtime.
 package oci
