@@ -130,9 +130,17 @@ type Handler struct {
 }
 
 // IsRunc reports whether Options are those of runc, as our own shim has them too.
-func (h Handler) IsRunc() bool {
-	return h.RuntimeType == runcType || h.RuntimeType == gantryType || h.RuntimeType == gantryPodType
+func (h Handler) IsRunc() bool { return CallsRunc(h.RuntimeType) }
+
+// CallsRunc reports whether the shim of a runtime_type calls runc, or another OCI runtime
+// with runc's verbs.
+func CallsRunc(runtimeType string) bool {
+	return runtimeType == runcType || runtimeType == gantryType || runtimeType == gantryPodType
 }
+
+// RuncUpdates reports whether the shim of a runtime_type has the OCI runtime set limits:
+// our own does that itself.
+func RuncUpdates(runtimeType string) bool { return runtimeType == runcType }
 
 // ShimPerPod reports whether a runtime_type takes the options of runc and has a shim
 // for each pod.

@@ -250,7 +250,7 @@ func (g *generator) handler(ctx context.Context, r record.Handler) (spec.Handler
 		PrivilegedWithoutHostDevices:                  h.PrivilegedWithoutHostDevices,
 		PrivilegedWithoutHostDevicesAllDevicesAllowed: h.PrivilegedWithoutHostDevicesAllDevicesAllowed,
 		BaseSpec: h.BaseSpec, SeccompProfile: h.SeccompProfile, CgroupWritable: h.CgroupWritable, RecursiveReadOnly: h.Features.RecursiveReadOnlyMounts,
-		OCIVersion: h.Features.OCIVersionMax, SystemdCgroup: h.SystemdCgroup,
+		OCIVersion: h.Features.OCIVersionMax, SystemdCgroup: h.SystemdCgroup, HostCgroups: config.CallsRunc(h.Runtime),
 	}, nil
 }
 

@@ -251,9 +251,7 @@ func TestCTR_28_Systemd(t *testing.T) {
 	if got := sh(b.Daemon, id, "echo $container"); got != "oci" {
 		t.Errorf("container is %q", got)
 	}
-	if exists("/sys/fs/cgroup/cgroup.controllers") {
-		b.Exec(id, "sh", "-c", "mkdir /sys/fs/cgroup/mine && rmdir /sys/fs/cgroup/mine")
-	}
+	group := makesGroups(b, id)
 	if got := b.status(id).StopSignal; got != cri.Signal_SIGNAL_SIGRTMINPLUS3 {
 		t.Errorf("it is ended by %s", got)
 	}
@@ -261,8 +259,15 @@ func TestCTR_28_Systemd(t *testing.T) {
 	if s := b.exited(id); s.ExitCode != 0 || !strings.Contains(logText(t, s.LogPath, "stdout"), "shut down") {
 		t.Errorf("ended with %d, %q", s.ExitCode, logText(t, s.LogPath, "stdout"))
 	}
+	b.remove(id)
+	if exists(group) {
+		t.Errorf("%s is left", group)
+	}
 	id = b.run(daemon.ContainerConfig("other", inits("../usr/lib/other")))
 	b.logged(id, "ready")
+	if _, code := tryExec(t, b.Daemon, id, "sh", "-c", "for d in /sys/fs/cgroup/*/; do ! mkdir $d/mine || exit 0; done; exit 1"); code == 0 {
+		t.Error("another init makes control groups")
+	}
 	if got := sh(b.Daemon, id, "cat /run/left /tmp/left; echo $container"); got != "by the imageby the image\n" && got != "by the imageby the image" {
 		t.Errorf("another init sees %q", got)
 	}
@@ -270,6 +275,32 @@ func TestCTR_28_Systemd(t *testing.T) {
 		t.Errorf("another init is ended by %s", got)
 	}
 	b.stop(id, 0)
+}
+
+// makesGroups has a container make control groups where systemd does, below its own, with
+// a process in one of them, and fail elsewhere. It returns the path of its own.
+func makesGroups(b *box, id string) string {
+	b.t.Helper()
+	if exists("/sys/fs/cgroup/cgroup.controllers") {
+		b.Exec(id, "sh", "-c", "mkdir -p /sys/fs/cgroup/mine/one")
+		return filepath.Dir(cgroupFile(b.t, b.pid(id), "", "cgroup.procs"))
+	}
+	if !exists("/sys/fs/cgroup/systemd") {
+		b.t.Log("systemd has no hierarchy on this machine")
+		return ""
+	}
+	own := filepath.Join("/sys/fs/cgroup/systemd", cgroupPath(b.t, b.pid(id), "name=systemd"))
+	b.Exec(id, "sh", "-c", "mkdir -p /sys/fs/cgroup/systemd/mine/one && (sleep 1000 & echo $! >/sys/fs/cgroup/systemd/mine/one/cgroup.procs)")
+	if procs, err := os.ReadFile(filepath.Join(own, "mine/one/cgroup.procs")); err != nil || len(procs) == 0 {
+		b.t.Errorf("the group has the processes %q, %v", procs, err)
+	}
+	if got := sh(b.Daemon, id, "grep :name=systemd: /proc/1/cgroup | cut -d: -f3"); got != "/" {
+		b.t.Errorf("its own group is %q to it", got)
+	}
+	if _, code := tryExec(b.t, b.Daemon, id, "sh", "-c", "mkdir /sys/fs/cgroup/memory/mine || echo 1 >/sys/fs/cgroup/pids/pids.max"); code == 0 {
+		b.t.Error("it makes groups that limit something")
+	}
+	return own
 }
 
 // TestCTR_19_SeccompKill: the status tells that a filter ended the process, and

@@ -84,6 +84,9 @@ type Cgroup struct {
 	// UnifiedOptions are the options of that mount which a further mount of
 	// the same tree would reset: nsdelegate and the like.
 	UnifiedOptions []string
+	// Systemd is the mount point of the hierarchy of version 1 that systemd keeps
+	// its groups in, which has no controller; "" if there is none.
+	Systemd string
 	// SwapAccounting says that swap of a cgroup can be limited.
 	SwapAccounting bool
 }

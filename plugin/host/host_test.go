@@ -120,7 +120,7 @@ func TestProbeHybrid(t *testing.T) {
 			"memory": "/sys/fs/cgroup/memory",
 		},
 		Self:    map[string]string{"": "/", "name=systemd": "/", "memory": "/process_api/x:y", "cpu": "/", "cpuacct": "/", "hugetlb": "/"},
-		Unified: "/sys/fs/cgroup/unified", UnifiedOptions: []string{"nsdelegate"}, SwapAccounting: true,
+		Unified: "/sys/fs/cgroup/unified", UnifiedOptions: []string{"nsdelegate"}, Systemd: "/sys/fs/cgroup/systemd", SwapAccounting: true,
 	}
 	if !reflect.DeepEqual(h.Cgroup, want) {
 		t.Errorf("cgroup:\n got %+v\nwant %+v", h.Cgroup, want)

@@ -115,6 +115,9 @@ func pageSizeName(kib uint64) string {
 	return fmt.Sprintf("%d%cB", kib, units[i])
 }
 
+// systemdHierarchy is how the kernel calls the one that systemd keeps its groups in.
+const systemdHierarchy = "name=systemd"
+
 // parseCgroup reads the layout of the hierarchies out of mountinfo and
 // /proc/self/cgroup. The controllers of a version 2 tree are not in there.
 func parseCgroup(mounts, self []byte) (facts.Cgroup, error) {
@@ -132,7 +135,10 @@ func parseCgroup(mounts, self []byte) (facts.Cgroup, error) {
 			continue
 		}
 		for option := range strings.SplitSeq(m.VFSOptions, ",") {
-			// Named hierarchies ("name=systemd") hold no controller.
+			// Named hierarchies hold no controller.
+			if option == systemdHierarchy {
+				cg.Systemd = m.Mountpoint
+			}
 			if _, controller := cg.Self[option]; controller && option != "" && !strings.Contains(option, "=") {
 				cg.Controllers[option] = m.Mountpoint
 			}

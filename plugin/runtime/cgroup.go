@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/plugin/cgroupspath"
 )
 
 // Hierarchies is the host's control groups: one tree on cgroup v2, one per
@@ -221,7 +223,7 @@ func (h *Hierarchies) Remove(path string) error {
 // dirs returns the group's directories that exist. It refuses a path that is
 // no group of its own.
 func (h *Hierarchies) dirs(path string) ([]string, error) {
-	rel, err := groupPath(path)
+	rel, err := cgroupspath.Group(path)
 	if err != nil {
 		return nil, err
 	}
@@ -235,68 +237,6 @@ func (h *Hierarchies) dirs(path string) ([]string, error) {
 		}
 	}
 	return dirs, nil
-}
-
-// groupPath returns the path within a hierarchy for an OCI cgroups path:
-// either that path, or "slice:prefix:name" of the systemd driver.
-func groupPath(path string) (string, error) {
-	bad := func(why string) (string, error) {
-		return "", fmt.Errorf("cgroups path %q %s: %w", path, why, errdefs.ErrInvalidArgument)
-	}
-	if strings.HasPrefix(path, "/") {
-		if filepath.Clean(path) == "/" {
-			return bad("is the root")
-		}
-		return filepath.Clean(path), nil
-	}
-	parts := strings.Split(path, ":")
-	if len(parts) != 3 || parts[2] == "" {
-		return bad("is neither absolute nor slice:prefix:name")
-	}
-	for _, p := range parts {
-		if strings.Contains(p, "/") || p == ".." {
-			return bad("has a part that is no unit name")
-		}
-	}
-	slice, ok := expandSlice(parts[0])
-	if !ok {
-		return bad("does not begin with a slice")
-	}
-	unit := parts[2]
-	if !strings.HasSuffix(unit, ".slice") {
-		unit += ".scope"
-		if parts[1] != "" {
-			unit = parts[1] + "-" + unit
-		}
-	}
-	return filepath.Join("/", slice, unit), nil
-}
-
-// expandSlice gives the directories of a slice: the dashes of a slice's name
-// are its ancestors.
-func expandSlice(slice string) (string, bool) {
-	switch slice {
-	case "":
-		return "system.slice", true // where runc puts it
-	case "-.slice":
-		return "", true
-	}
-	name, ok := strings.CutSuffix(slice, ".slice")
-	if !ok || name == "" {
-		return "", false
-	}
-	var path, sofar string
-	for i, part := range strings.Split(name, "-") {
-		if part == "" {
-			return "", false
-		}
-		if i > 0 {
-			sofar += "-"
-		}
-		sofar += part
-		path = filepath.Join(path, sofar+".slice")
-	}
-	return path, true
 }
 
 // procsBeneath reads cgroup.procs of dir and of every group beneath it.

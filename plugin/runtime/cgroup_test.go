@@ -2,7 +2,6 @@ package runtime
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,54 +13,6 @@ import (
 
 	"github.com/containerd/errdefs"
 )
-
-func TestGroupPath(t *testing.T) {
-	for in, want := range map[string]string{
-		"/kubepods/pod1/abc":                    "/kubepods/pod1/abc",
-		"/a/../b":                               "/b",
-		"kubepods-burstable-pod1.slice:cri:abc": "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice/cri-abc.scope",
-		"system.slice:cri-containerd:abc":       "/system.slice/cri-containerd-abc.scope",
-		":cri:abc":                              "/system.slice/cri-abc.scope",
-		"-.slice:cri:abc":                       "/cri-abc.scope",
-		"a.slice::abc":                          "/a.slice/abc.scope",
-		"a.slice::abc.slice":                    "/a.slice/abc.slice",
-		"":                                      "",
-		"/":                                     "",
-		"/..":                                   "",
-		"relative/path":                         "",
-		"a.slice:cri":                           "",
-		"a.slice:cri:":                          "",
-		"noslice:cri:abc":                       "",
-		"a--b.slice:cri:abc":                    "",
-		"a.slice:../..:abc":                     "",
-		"a.slice:..:abc":                        "",
-		".slice:cri:abc":                        "",
-		"a.slice:cri:abc:def":                   "",
-		"a/b.slice:cri:abc":                     "",
-		"kubepods-pod1.slice:cri-containerd:" + "../abc": "",
-	} {
-		got, err := groupPath(in)
-		if got != want || (want == "") != errors.Is(err, errdefs.ErrInvalidArgument) {
-			t.Errorf("groupPath(%q) = %q, %v; want %q", in, got, err, want)
-		}
-	}
-}
-
-// Whatever the path, it stays below the mount and is not the mount.
-func FuzzGroupPath(f *testing.F) {
-	for _, s := range []string{"/a/b", "a-b.slice:cri:x", "-.slice::x", ":", "/../..", "a.slice:.:..", "x.slice::..slice"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, path string) {
-		got, err := groupPath(path)
-		if err != nil {
-			return
-		}
-		if got == "/" || got != filepath.Clean(got) || !strings.HasPrefix(got, "/") {
-			t.Errorf("groupPath(%q) = %q", path, got)
-		}
-	})
-}
 
 func FuzzOwnCgroup(f *testing.F) {
 	for _, s := range []string{`{"linux":{"cgroupsPath":"/a/id"}}`, `{}`, ``, `{"linux":{"cgroupsPath":7}}`, `{"linux":null}`} {

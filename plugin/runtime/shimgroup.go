@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/plugin/cgroupspath"
 )
 
 // unifiedRoot is where the hierarchy of version 2 is if there is no other.
@@ -19,7 +21,7 @@ const unifiedRoot = "/sys/fs/cgroup"
 // that hierarchy alone, so that no other limit of the pod is the shim's; on version 2
 // there is but one.
 func (h *Hierarchies) Make(path string) error {
-	rel, err := groupPath(path)
+	rel, err := cgroupspath.Group(path)
 	if err != nil {
 		return err
 	}

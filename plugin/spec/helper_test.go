@@ -25,6 +25,7 @@ func testHost() facts.Host {
 		Cgroup: facts.Cgroup{
 			Mode:           facts.CgroupHybrid,
 			Controllers:    map[string]string{"memory": "/sys/fs/cgroup/memory"},
+			Systemd:        "/sys/fs/cgroup/systemd",
 			SwapAccounting: true,
 		},
 	}

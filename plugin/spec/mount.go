@@ -62,7 +62,11 @@ func containerMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, str
 		asked = append(asked, b)
 		root = rootPropagation(root, m.Propagation)
 	}
-	all := slices.DeleteFunc(defaultMounts(in, base), func(d specs.Mount) bool {
+	defaults, err := defaultMounts(in, base)
+	if err != nil {
+		return nil, "", err
+	}
+	all := slices.DeleteFunc(defaults, func(d specs.Mount) bool {
 		return slices.ContainsFunc(asked, func(a specs.Mount) bool { return covers(a.Destination, d.Destination) })
 	})
 	all = append(all, boundDevices(in)...)
@@ -93,7 +97,7 @@ func containerMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, str
 
 // defaultMounts are the kernel filesystems, or the base's mounts in their
 // place, and the cgroup mount.
-func defaultMounts(in *ContainerInput, base []specs.Mount) []specs.Mount {
+func defaultMounts(in *ContainerInput, base []specs.Mount) ([]specs.Mount, error) {
 	list := kernelMounts()
 	if len(base) > 0 {
 		// A tmpfs on /run, which tools put into base specifications, would
@@ -114,7 +118,12 @@ func defaultMounts(in *ContainerInput, base []specs.Mount) []specs.Mount {
 		list = append(list, systemdMounts()...)
 	}
 	list = usernsMounts(list, in.Pod, in.Handler.RecursiveReadOnly)
-	return append(list, cgroupMount(in))
+	list = append(list, cgroupMount(in))
+	if !hasSystemdGroup(in) {
+		return list, nil
+	}
+	m, err := systemdGroup(in)
+	return append(list, m), err
 }
 
 // writableMounts are where a program may expect to write although its root

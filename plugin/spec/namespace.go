@@ -66,9 +66,10 @@ func containerNamespaces(in *ContainerInput, base []specs.LinuxNamespace) ([]spe
 
 // hasCgroupNamespace: on version 2 an unprivileged container sees its own
 // cgroup as the root. Version 1 and privileged containers keep the host's view,
-// which software that looks for its cgroup there relies on.
+// which software that looks for its cgroup there relies on; but systemd, which
+// would make the host's path once more below its own group.
 func hasCgroupNamespace(in *ContainerInput) bool {
-	return in.Host.Cgroup.V2() && !in.privileged()
+	return in.Host.Cgroup.V2() && !in.privileged() || hasSystemdGroup(in)
 }
 
 // kept returns the namespaces of a base specification that the CRI has no word

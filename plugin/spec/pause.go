@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/cgroupspath"
 	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -145,7 +146,7 @@ func pauseLinux(in *PauseInput, s *specs.Spec) (*specs.Linux, error) {
 	if l.Sysctl, err = Sysctls(in.Config, in.Policy, in.Host); err != nil {
 		return nil, err
 	}
-	l.CgroupsPath = CgroupsPath(in.Config.GetLinux().GetCgroupParent(), in.ID, in.Handler.SystemdCgroup)
+	l.CgroupsPath = cgroupspath.Of(in.Config.GetLinux().GetCgroupParent(), in.ID, in.Handler.SystemdCgroup)
 	l.Devices = nil
 	l.Resources = &specs.LinuxResources{
 		Devices: defaultDeviceRules(),

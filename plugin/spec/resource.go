@@ -3,7 +3,6 @@ package spec
 import (
 	"cmp"
 	"fmt"
-	"path"
 	"regexp"
 	"slices"
 	"strconv"
@@ -264,33 +263,4 @@ func containerOOMScore(in *ContainerInput, base *int) (*int, error) {
 	}
 	adj, err := OOMScoreAdj(want, in.Host, in.Policy)
 	return &adj, err
-}
-
-// CgroupsPath returns the cgroup of the container or sandbox id below parent,
-// in the runtime's notation: a path, or slice:prefix:name when systemd makes
-// the cgroup. A parent in the notation of paths becomes a slice.
-func CgroupsPath(parent, id string, systemd bool) string {
-	if !systemd {
-		if parent == "" {
-			parent = "k8s.io"
-		}
-		return path.Join("/", parent, id)
-	}
-	return systemdSlice(parent) + ":cri-containerd:" + id
-}
-
-// systemdSlice names the slice for a cgroup path: the last element of a path
-// of slices, which says it all, or the elements joined as systemd nests them.
-func systemdSlice(parent string) string {
-	if base := path.Base(parent); strings.HasSuffix(base, ".slice") {
-		return base
-	}
-	elems := strings.FieldsFunc(path.Clean("/"+parent), func(r rune) bool { return r == '/' })
-	if len(elems) == 0 {
-		return "system.slice"
-	}
-	for i, e := range elems {
-		elems[i] = strings.ReplaceAll(strings.TrimSuffix(e, ".slice"), "-", "_")
-	}
-	return strings.Join(elems, "-") + ".slice"
 }

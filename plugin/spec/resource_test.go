@@ -152,26 +152,6 @@ func TestOOMScoreAdj(t *testing.T) {
 }
 
 func TestCgroupsPath(t *testing.T) {
-	for _, tc := range []struct {
-		parent  string
-		systemd bool
-		want    string
-	}{
-		{"/kubepods/burstable/pod1", false, "/kubepods/burstable/pod1/id"},
-		{"kubepods//pod1/", false, "/kubepods/pod1/id"},
-		{"", false, "/k8s.io/id"},
-		{"/", false, "/id"},
-		{"/a/b.slice", false, "/a/b.slice/id"},
-		{"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod1.slice", true, "kubepods-burstable-pod1.slice:cri-containerd:id"},
-		{"kubepods.slice", true, "kubepods.slice:cri-containerd:id"},
-		{"/kubepods/burstable/pod-1", true, "kubepods-burstable-pod_1.slice:cri-containerd:id"},
-		{"", true, "system.slice:cri-containerd:id"},
-		{"/", true, "system.slice:cri-containerd:id"},
-	} {
-		if got := CgroupsPath(tc.parent, "id", tc.systemd); got != tc.want {
-			t.Errorf("%q, systemd %v: got %q, want %q", tc.parent, tc.systemd, got, tc.want)
-		}
-	}
 	s := mustContainer(t, func(in *ContainerInput) { in.Handler.SystemdCgroup = true })
 	if s.Linux.CgroupsPath != "kubepods-pod1.slice:cri-containerd:cid" {
 		t.Errorf("got %q", s.Linux.CgroupsPath)

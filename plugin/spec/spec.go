@@ -22,6 +22,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/config"
+	"github.com/gantry-cri/gantry/plugin/cgroupspath"
 	"github.com/gantry-cri/gantry/plugin/facts"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -65,6 +66,9 @@ type Handler struct {
 	OCIVersion string
 	// SystemdCgroup says that the runtime puts cgroups in systemd's hands.
 	SystemdCgroup bool
+	// HostCgroups says that the runtime makes a container's cgroup in every hierarchy
+	// of the host, as runc does.
+	HostCgroups bool
 }
 
 // Policy is the part of the daemon's configuration that shapes specifications.
@@ -281,7 +285,7 @@ func containerLinux(in *ContainerInput, l *specs.Linux) (*specs.Linux, error) {
 	l.UIDMappings, l.GIDMappings = usernsMappings(in.Pod)
 	// Sysctls are set once, in the pod's namespaces.
 	l.Sysctl = nil
-	l.CgroupsPath = CgroupsPath(in.Pod.GetLinux().GetCgroupParent(), in.ID, in.Handler.SystemdCgroup)
+	l.CgroupsPath = cgroupspath.Of(in.Pod.GetLinux().GetCgroupParent(), in.ID, in.Handler.SystemdCgroup)
 	if l.Resources, err = Resources(in.Config.GetLinux().GetResources(), l.Resources, in.Host.Cgroup, in.Policy); err != nil {
 		return nil, err
 	}

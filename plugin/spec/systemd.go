@@ -7,6 +7,8 @@ import (
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/plugin/cgroupspath"
 )
 
 // systemdSignal is what makes systemd shut down; SIGTERM makes it start again.
@@ -38,6 +40,27 @@ func systemdMounts() []specs.Mount {
 		})
 	}
 	return list
+}
+
+// hasSystemdGroup reports whether systemd may make groups of its own on version 1: in
+// the hierarchy that is for it, which limits nothing, and below its own group. In a user
+// namespace that is not its own.
+func hasSystemdGroup(in *ContainerInput) bool {
+	return in.Systemd && !in.privileged() && !in.Handler.CgroupWritable && in.Handler.HostCgroups &&
+		!in.Host.Cgroup.V2() && in.Host.Cgroup.Systemd != "" && podUserns(in.Pod) == nil
+}
+
+// systemdGroup is the container's group in systemd's hierarchy. The runtime has made it
+// before it mounts.
+func systemdGroup(in *ContainerInput) (specs.Mount, error) {
+	group, err := cgroupspath.Group(cgroupspath.Of(in.Pod.GetLinux().GetCgroupParent(), in.ID, in.Handler.SystemdCgroup))
+	if err != nil {
+		return specs.Mount{}, err
+	}
+	return specs.Mount{
+		Destination: path.Join(cgroupDir, "systemd"), Type: "bind", Source: path.Join(in.Host.Cgroup.Systemd, group),
+		Options: []string{"bind", rprivate, "nosuid", "noexec", "nodev", "rw"},
+	}, nil
 }
 
 // systemdImage is the image's configuration with what systemd has to know,

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	imagespec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/facts"
@@ -70,6 +71,7 @@ func TestSystemd(t *testing.T) {
 			t.Errorf("%s: cgroups are %q", name, m.Options)
 		}
 	}
+	testSystemdGroup(t)
 	for name, tc := range map[string]struct {
 		change func(*ContainerInput)
 		want   string
@@ -85,5 +87,41 @@ func TestSystemd(t *testing.T) {
 	}
 	if s := mustContainer(t, nil); slices.Contains(destinations(s), "/run") {
 		t.Error("everybody gets a /run")
+	}
+}
+
+// testSystemdGroup: on version 1 systemd's group, and no other, is there to write, where
+// it is the container's own.
+func testSystemdGroup(t *testing.T) {
+	t.Helper()
+	for name, tc := range map[string]struct {
+		change func(*ContainerInput)
+		source string
+	}{
+		"path":            {func(*ContainerInput) {}, "/sys/fs/cgroup/systemd/kubepods/pod1/cid"},
+		"slice":           {func(in *ContainerInput) { in.Handler.SystemdCgroup = true }, "/sys/fs/cgroup/systemd/kubepods.slice/kubepods-pod1.slice/cri-containerd-cid.scope"},
+		"another program": {func(in *ContainerInput) { in.Systemd = false }, ""},
+		"another runtime": {func(in *ContainerInput) { in.Handler.HostCgroups = false }, ""},
+		"version 2":       {func(in *ContainerInput) { in.Host = v2Host() }, ""},
+		"no hierarchy":    {func(in *ContainerInput) { in.Host.Cgroup.Systemd = "" }, ""},
+		"privileged":      {privileged, ""},
+		"all of them":     {func(in *ContainerInput) { in.Handler.CgroupWritable = true }, ""},
+		"asked for":       {withMounts(bind("/host/cgroup", "/sys/fs/cgroup")), ""},
+	} {
+		s := mustContainer(t, func(in *ContainerInput) {
+			in.Systemd, in.Handler.HostCgroups = true, true
+			tc.change(in)
+		})
+		m, ok := findMount(s, "/sys/fs/cgroup/systemd")
+		if ok != (tc.source != "") || m.Source != tc.source {
+			t.Errorf("%s: %+v", name, m)
+		}
+		if !ok {
+			continue
+		}
+		namespaced := slices.ContainsFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.CgroupNamespace })
+		if all, _ := findMount(s, cgroupDir); !namespaced || !slices.Contains(all.Options, "ro") || !slices.Contains(m.Options, "rw") {
+			t.Errorf("%s: namespace %v, %+v, %+v", name, namespaced, all, m)
+		}
 	}
 }

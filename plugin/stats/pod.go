@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/plugin/cgroupspath"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
 
@@ -84,7 +85,7 @@ func (s *Stats) podGroups(sb record.Sandbox, containers []record.Container) ([]s
 	if parent == "" {
 		return groups, nil
 	}
-	if parent = parentPath(parent); len(groups) > 0 {
+	if parent = cgroupspath.Parent(parent); len(groups) > 0 {
 		parent = path.Dir(groups[0])
 	}
 	if parent == "/" {
