@@ -26,7 +26,7 @@ func (h *Hierarchies) Make(path string) error {
 		return err
 	}
 	if cgroups.Mode() == cgroups.Unified {
-		_, err = cgroup2.NewManager(unifiedRoot, rel, &cgroup2.Resources{})
+		err = makeUnified(rel)
 	} else {
 		_, err = cgroup1.New(cgroup1.StaticPath(rel), &specs.LinuxResources{},
 			cgroup1.WithHierarchy(cgroup1.SingleSubsystem(cgroup1.Default, cgroup1.Memory)))
@@ -35,6 +35,16 @@ func (h *Hierarchies) Make(path string) error {
 		return fmt.Errorf("make cgroup %s: %w", path, err)
 	}
 	return nil
+}
+
+// makeUnified has the group count memory from the start: until a first container has
+// the kernel do that below the pod's group, what there is goes to the pod's itself.
+func makeUnified(rel string) error {
+	m, err := cgroup2.NewManager(unifiedRoot, rel, &cgroup2.Resources{})
+	if err != nil {
+		return err
+	}
+	return m.ToggleControllers([]string{"memory"}, cgroup2.Enable)
 }
 
 // Vacate puts the processes of the control group to where this process is.
