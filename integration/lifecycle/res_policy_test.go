@@ -149,9 +149,6 @@ func TestRES_11_HugepagesUpdate(t *testing.T) {
 	if take("one-more", 2<<20) {
 		t.Error("a limit that was raised does not hold")
 	}
-	if defaultHandler == pausing {
-		return // runc update sets the limit of the creation, which the kernel refuses
-	}
 	if err := b.update(id, &cri.LinuxContainerResources{CpuShares: 300}); err != nil {
 		t.Errorf("while more pages are in use than the container was created with a limit for: %v", err)
 	}

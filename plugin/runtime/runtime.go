@@ -15,6 +15,7 @@ package runtime
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -133,6 +134,10 @@ type CreateRequest struct {
 // Create makes a task that Start releases. When it fails nothing is left of
 // it, unless the error is a passed deadline: Release it then.
 func (t *Tasks) Create(ctx context.Context, req CreateRequest) (*Task, error) {
+	pages, err := takeHugepages(&req)
+	if err != nil {
+		return nil, fmt.Errorf("create task %s: %w", req.ID, err)
+	}
 	opts := crt.CreateOpts{
 		Spec:            specAny(req.Spec),
 		Rootfs:          req.Rootfs,
@@ -146,12 +151,16 @@ func (t *Tasks) Create(ctx context.Context, req CreateRequest) (*Task, error) {
 		RestoreFromPath: req.Checkpoint != "",
 	}
 	var rt crt.Task
-	err := bounded(ctx, "create task", req.ID, t.createLimit(req.Handler), func(ctx context.Context) (err error) {
+	err = bounded(ctx, "create task", req.ID, t.createLimit(req.Handler), func(ctx context.Context) (err error) {
 		rt, err = t.rt.Create(ctx, req.ID, opts)
 		return err
 	})
 	if err != nil {
 		return nil, err
+	}
+	if err := t.setHugepages(pages.path, nil, pages.limits); err != nil {
+		err = fmt.Errorf("create task %s: %w", req.ID, err)
+		return nil, errors.Join(err, t.Release(context.WithoutCancel(ctx), req.ID, req.Spec))
 	}
 	return &Task{tasks: t, rt: rt}, nil
 }

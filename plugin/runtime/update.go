@@ -1,7 +1,9 @@
 package runtime
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/config"
 )
 
 // Change is what is to become of a running container.
@@ -53,8 +57,37 @@ func newScore(before, after *specs.Process) (int, bool) {
 	return score(after), score(before) != score(after)
 }
 
+// hugepages are limits that the runtime is not told of.
+type hugepages struct {
+	path   string
+	limits *specs.LinuxResources
+}
+
+// takeHugepages takes the huge page limits out of the specification where runc is to set
+// limits later: with each update it sets those of the creation, which the kernel refuses
+// while more pages are in use.
+func takeHugepages(req *CreateRequest) (hugepages, error) {
+	if !config.RuncUpdates(req.Handler.Runtime) || !bytes.Contains(req.Spec, []byte(`"hugepageLimits"`)) {
+		return hugepages{}, nil
+	}
+	var s specs.Spec
+	if err := json.Unmarshal(req.Spec, &s); err != nil {
+		return hugepages{}, fmt.Errorf("read specification: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	if s.Linux == nil || s.Linux.Resources == nil || len(s.Linux.Resources.HugepageLimits) == 0 {
+		return hugepages{}, nil
+	}
+	taken := hugepages{s.Linux.CgroupsPath, &specs.LinuxResources{HugepageLimits: s.Linux.Resources.HugepageLimits}}
+	s.Linux.Resources.HugepageLimits = nil
+	var err error
+	if req.Spec, err = json.Marshal(s); err != nil {
+		return hugepages{}, fmt.Errorf("write specification: %w", err)
+	}
+	return taken, nil
+}
+
 // setHugepages writes the limits, of pages in use and of reserved ones, also
-// those that did not change: runc sets those of the creation with each update.
+// those that did not change: containers of before takeHugepages are among them.
 // One that is only in before has no old value to go back to, and is lifted.
 func (t *Tasks) setHugepages(path string, before, after *specs.LinuxResources) error {
 	old, now := pageLimits(before), pageLimits(after)

@@ -11,7 +11,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/gantry-cri/gantry/plugin/record"
 )
 
 // members is a control group of real processes, some of which come late.
@@ -139,5 +142,39 @@ func TestSetHugepages(t *testing.T) {
 	g := &members{wrote: map[string]string{}, err: context.Canceled}
 	if err := (&Tasks{cgs: g}).setHugepages("/g", nil, limits("2MB", 1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("a failure became %v", err)
+	}
+}
+
+// TestTakeHugepages: runc is not told of huge page limits where it is to set limits
+// later, and of all else as before.
+func TestTakeHugepages(t *testing.T) {
+	const with = `{"ociVersion":"1.3.0","process":{"user":{"uid":0,"gid":0},"args":["x"],"cwd":"/"},"linux":{"resources":{"pids":{"limit":7},"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]},"cgroupsPath":"/a/b"}}`
+	const without = `{"ociVersion":"1.3.0","linux":{"resources":{"pids":{"limit":7}}}}`
+	for name, tc := range map[string]struct {
+		runtime, spec string
+		taken         bool
+	}{
+		"runc":          {"io.containerd.runc.v2", with, true},
+		"our own":       {"io.containerd.gantry.v2", with, false},
+		"another":       {"io.containerd.runsc.v1", with, false},
+		"none":          {"io.containerd.runc.v2", without, false},
+		"in words only": {"io.containerd.runc.v2", `{"annotations":{"x":"\"hugepageLimits\""},"process":{"args":["\"hugepageLimits\""]}}`, false},
+	} {
+		req := CreateRequest{Handler: record.Handler{Runtime: tc.runtime}, Spec: []byte(tc.spec)}
+		got, err := takeHugepages(&req)
+		if err != nil || (got.limits != nil) != tc.taken || !tc.taken && string(req.Spec) != tc.spec {
+			t.Errorf("%s: %+v, %v, %s", name, got, err, req.Spec)
+		}
+		if !tc.taken {
+			continue
+		}
+		want := strings.Replace(with, `,"hugepageLimits":[{"pageSize":"2MB","limit":4194304}]`, "", 1)
+		if l := got.limits.HugepageLimits; got.path != "/a/b" || len(l) != 1 || l[0].Limit != 4<<20 || string(req.Spec) != want {
+			t.Errorf("%s: %+v, %s", name, got, req.Spec)
+		}
+	}
+	req := CreateRequest{Handler: record.Handler{Runtime: "io.containerd.runc.v2"}, Spec: []byte(`{"hugepageLimits"`)}
+	if _, err := takeHugepages(&req); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a broken specification: %v", err)
 	}
 }
