@@ -423,7 +423,7 @@ func TestRES_19_SupervisorMemory(t *testing.T) {
 		b := boxWith(t, d, handler, inPodGroup(d, "res19"+handler), func(c *cri.PodSandboxConfig) { c.Metadata.Name += handler })
 		id := b.run(b.sleeper("app"))
 		pid := b.begun(id)
-		shim := parentOf(t, pid)
+		shim := shimOf(t, d, pid)
 		of, pod := cgroupPath(t, shim, "memory"), b.config.Linux.CgroupParent
 		if got := cgroupPath(t, pid, "memory"); !strings.HasPrefix(got, pod+"/") || strings.HasPrefix(of, pod) {
 			t.Errorf("the container is in %s, its shim in %s, the pod in %s", got, of, pod)
@@ -464,7 +464,7 @@ func TestRES_19_Overhead(t *testing.T) {
 		id := b.run(b.sleeper("app"))
 		pod := b.config.Linux.CgroupParent
 		charged := func() error {
-			shim := parentOf(t, b.begun(id))
+			shim := shimOf(t, d, b.begun(id))
 			of := cgroupPath(t, shim, "memory")
 			if !strings.HasPrefix(of, pod+"/") || of == cgroupPath(t, b.begun(id), "memory") {
 				return fmt.Errorf("the shim is in %s, the pod in %s", of, pod)
@@ -486,7 +486,7 @@ func TestRES_19_Overhead(t *testing.T) {
 		if handler == pausing {
 			continue
 		}
-		kill(t, parentOf(t, b.begun(id)))
+		kill(t, shimOf(t, d, b.begun(id)))
 		eventually(t, soon, func() error {
 			shims := supervisors(t, d)
 			if len(shims) != 1 || !strings.HasPrefix(cgroupPath(t, shims[0], "memory"), pod+"/") {

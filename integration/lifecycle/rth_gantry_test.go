@@ -38,7 +38,7 @@ func supervisors(t *testing.T, d *daemon.Daemon) (pids []int) {
 	for _, f := range files {
 		line, err := os.ReadFile(f)
 		args := strings.Split(string(line), "\x00")
-		if err != nil || filepath.Base(args[0]) != "containerd-shim-gantry-v2" || !slices.Contains(args, "serve") || !bytes.Contains(line, []byte(d.Dir+"/")) {
+		if err != nil || !strings.HasPrefix(filepath.Base(args[0]), "containerd-shim-gantry-") || !slices.Contains(args, "serve") || !bytes.Contains(line, []byte(d.Dir+"/")) {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
@@ -48,6 +48,19 @@ func supervisors(t *testing.T, d *daemon.Daemon) (pids []int) {
 		pids = append(pids, pid)
 	}
 	return pids
+}
+
+// shimOf is the shim that the first process of a container has: its parent, or where that
+// is an anchor, the supervisor below it.
+func shimOf(t *testing.T, d *daemon.Daemon, pid int) int {
+	t.Helper()
+	parent := parentOf(t, pid)
+	for _, s := range supervisors(t, d) {
+		if parentOf(t, s) == parent {
+			return s
+		}
+	}
+	return parent
 }
 
 // TestRTH_07_GantryTask: a task of our own shim does all that one of the runc
