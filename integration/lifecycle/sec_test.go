@@ -481,3 +481,43 @@ func TestSEC_36_PathEscape(t *testing.T) {
 		t.Errorf("outside are %v, %v", left, err)
 	}
 }
+
+// TestSEC_12_FilterCompiledOnce: crun, which would compile the profile for each container,
+// is given what it compiled for the first, in containers and in what is executed in them;
+// another profile is another filter.
+func TestSEC_12_FilterCompiledOnce(t *testing.T) {
+	t.Parallel()
+	b := boxWith(t, start(t, daemon.Edit(addCrun)), crunHandler)
+	other := filepath.Join(t.TempDir(), "no-mkdir.json")
+	text := `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`
+	must(os.WriteFile(other, []byte(text), 0o644))
+	byDefault := &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}
+	local := &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: other}
+	for _, step := range []struct {
+		name    string
+		profile *cri.SecurityProfile
+		given   bool
+	}{
+		{"first", byDefault, false}, {"second", byDefault, true}, {"local", local, false}, {"again", local, true},
+		{"none", nil, false}, {"third", byDefault, true},
+	} {
+		id := b.run(b.withSeccomp(step.name, step.profile))
+		spec := string(bundleFile(t, b.Daemon, id, "config.json"))
+		if got := strings.Contains(spec, "run.oci.seccomp_bpf_data"); got != step.given {
+			t.Errorf("%s: crun is given a filter: %v", step.name, got)
+		}
+		out := sh(b.Daemon, id, "unshare -m true 2>/dev/null && echo unshares; mkdir /tmp/x 2>/dev/null && echo makes; true")
+		if want := map[*cri.SecurityProfile]string{byDefault: "makes", nil: "makes"}[step.profile]; strings.TrimSpace(out) != want {
+			t.Errorf("%s: what is executed in it %q, want %q", step.name, out, want)
+		}
+		want := "2"
+		if step.profile == nil {
+			want = "0"
+		}
+		for whose, status := range map[string]string{"its first process": b.procStatus(id), "a command": b.Exec(id, "cat", "/proc/self/status")} {
+			if got := field(t, status, "Seccomp:"); got != want {
+				t.Errorf("%s: Seccomp of %s is %s", step.name, whose, got)
+			}
+		}
+	}
+}

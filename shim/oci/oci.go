@@ -9,6 +9,7 @@ package oci
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,6 +33,8 @@ type Runtime struct {
 	id, bundle string
 	opts       *options.Options
 	runc       *runc.Runc
+	// Filters spares crun the compiling, nil for none.
+	Filters *Filters
 }
 
 // New returns the runtime for the container of a bundle.
@@ -65,9 +68,11 @@ func (r *Runtime) Create(ctx context.Context, p Process) (pid int, err error) {
 	if p.Console != nil {
 		o.ConsoleSocket = p.Console
 	}
+	keep := r.Filters.give(cmp.Or(r.runc.Command, runc.DefaultCommand), r.bundle)
 	if err := r.runc.Create(ctx, r.id, r.bundle, o); err != nil {
 		return 0, r.explain("create", r.runc.Log, err)
 	}
+	keep(r.dir())
 	return readPid(p.PidFile)
 }
 

@@ -48,6 +48,7 @@ func (s *Service) newContainer(r Record, dir string) *container {
 		Record: r, service: s, dir: dir, runtime: oci.New(s.namespace, r.ID, r.Bundle, r.Options),
 		execs: map[string]*proc{}, quiet: make(chan struct{}), stopOOM: func() {},
 	}
+	c.runtime.Filters = &s.filters
 	c.init = newProc(c, "", r.Stdio)
 	return c
 }

@@ -64,6 +64,8 @@ type Service struct {
 	logs   interface{ Add(bundle string) }
 	relay  bool
 
+	filters oci.Filters
+
 	mu         sync.Mutex
 	containers map[string]*container
 	creating   int
