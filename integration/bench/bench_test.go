@@ -60,6 +60,8 @@ func TestVerdict(t *testing.T) {
 		handler     string
 	}{
 		"own shim":     {quantity{better: 1, own: goals{better: 1. / 3}}, []float64{9, 9}, []float64{3, 3}, "≤ 0.333: met", ownHandler},
+		"crun":         {quantity{better: 1, own: goals{better: 1. / 2, crun: 1. / 4}}, []float64{9, 9}, []float64{3, 3}, "≤ 0.25: **missed**", crunHandler},
+		"crun as own":  {quantity{better: 1, own: goals{better: 1. / 2}}, []float64{9, 9}, []float64{3, 3}, "≤ 0.5: met", crunHandler},
 		"not own":      {quantity{better: 1, own: goals{most: 1}}, []float64{9, 9}, []float64{3, 3}, "≤ 1: met", ""},
 		"own limit":    {quantity{unit: "ms", better: 1, own: goals{most: 2}}, []float64{9, 9}, []float64{3, 3}, "≤ 2 ms: **missed**", ownHandler},
 		"met":          {quantity{better: 1}, []float64{10, 10}, []float64{9, 10}, "≤ 1: met", ""},

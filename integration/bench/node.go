@@ -179,15 +179,21 @@ func (b *bench) start(ctx context.Context, s subject, opts []daemon.Option) (*no
 	return n, n.down(ctx, p)
 }
 
-// ownHandler has pods run by our own shim.
-const ownHandler = "gantry"
+const (
+	// ownHandler has pods run by our own shim.
+	ownHandler = "gantry"
+	// crunHandler too, with crun.
+	crunHandler = "crun"
+)
 
-// addOurs adds the handler "gantry": pods without a pause process, by our own shim.
+// addOurs adds the handlers of our own shim: pods without a pause process.
 func addOurs(in *daemon.Instance, c daemon.Config) {
-	at := []string{"plugins", daemon.RuntimePlugin, "containerd", "runtimes", ownHandler}
-	c.Set("io.containerd.gantry.v2", append(at, "runtime_type")...)
-	c.Set("shim", append(at, "sandboxer")...)
-	c.Set(in.RuncOptions(nil), append(at, "options")...)
+	for handler, options := range map[string]daemon.Config{ownHandler: nil, crunHandler: {"BinaryName": "crun"}} {
+		at := []string{"plugins", daemon.RuntimePlugin, "containerd", "runtimes", handler}
+		c.Set("io.containerd.gantry.v2", append(at, "runtime_type")...)
+		c.Set("shim", append(at, "sandboxer")...)
+		c.Set(in.RuncOptions(options), append(at, "options")...)
+	}
 }
 
 // fillTools copies the shims and writes the stall plugin.

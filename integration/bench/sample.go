@@ -26,12 +26,19 @@ type quantity struct {
 }
 
 // goals are those of a quantity: see there.
-type goals struct{ better, most float64 }
+type goals struct {
+	better, most float64
+	// crun is in the place of better where our shim has crun.
+	crun float64
+}
 
 // goal returns what a subject's values are held against.
 func (q quantity) goal(s subject) quantity {
-	if s.handler == ownHandler {
+	switch s.handler {
+	case ownHandler:
 		q.better, q.most = cmp.Or(q.own.better, q.better), cmp.Or(q.own.most, q.most)
+	case crunHandler:
+		q.better, q.most = cmp.Or(q.own.crun, q.own.better, q.better), cmp.Or(q.own.most, q.most)
 	}
 	return q
 }
