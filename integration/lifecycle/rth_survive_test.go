@@ -255,6 +255,10 @@ func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 			steady := p.run(d, daemon.ContainerConfig("steady", img))
 			pid := pidOf(t, d, steady)
 			counts := p.run(d, daemon.ContainerConfig("counts", img, "sh", "-c", counting))
+			typed := daemon.ContainerConfig("typed", img, "sh", "-c", counting)
+			typed.Tty, typed.Stdin = true, true
+			terminal := p.run(d, typed)
+			at := pidOf(t, d, terminal)
 			seed := uint64(time.Now().UnixNano())
 			t.Logf("seed %d", seed)
 			random := rand.New(rand.NewPCG(seed, 0))
@@ -278,6 +282,9 @@ func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 					t.Errorf("code %d, want %d", s.ExitCode, code)
 				}
 				p.alive(t, d, steady, pid)
+				if now := pidOf(t, d, terminal); now != at {
+					t.Errorf("the container with a terminal is process %d and was %d", now, at)
+				}
 				if err := removeContainer(d, ending.id); err != nil {
 					t.Error(err)
 				}
@@ -285,6 +292,7 @@ func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
 					t.Fatalf("after cycle %d, %s\n%s", i, victims, d.Tail(80))
 				}
 			}
+			p.alive(t, d, terminal, at)
 			if err := stopContainer(d, counts, 0); err != nil {
 				t.Error(err)
 			}

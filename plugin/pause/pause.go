@@ -41,17 +41,23 @@ var (
 // Unpack makes the root filesystem in dir or repairs the one that is there,
 // beneath running pods. Anybody may read it: the program runs as any user.
 func Unpack(dir string) error {
-	program, err := files.ReadFile("bin/pause")
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("unpack pause: the program is not part of this build: run `make build`: %w", errdefs.ErrFailedPrecondition)
+	program, err := Binary()
+	if err == nil {
+		err = unpack(dir, program)
 	}
 	if err != nil {
 		return fmt.Errorf("unpack pause: %w", err)
 	}
-	if err := unpack(dir, program); err != nil {
-		return fmt.Errorf("unpack pause: %w", err)
-	}
 	return nil
+}
+
+// Binary is the program. FailedPrecondition says that it was not built.
+func Binary() ([]byte, error) {
+	program, err := files.ReadFile("bin/pause")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the program is not part of this build: run `make build`: %w", errdefs.ErrFailedPrecondition)
+	}
+	return program, err
 }
 
 func unpack(dir string, program []byte) error {

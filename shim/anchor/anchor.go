@@ -101,8 +101,8 @@ func (g *Gate) Close() {
 	}
 }
 
-// unpack puts the program into memory that can be executed, as on many nodes
-// nothing can below /run.
+// unpack puts the program into memory, as on many nodes nothing can be executed below
+// /run.
 func unpack() (*os.File, error) {
 	program, err := files.ReadFile("bin/anchor")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -111,14 +111,19 @@ func unpack() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.MemfdCreate(Program, unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	return InMemory(Program, program)
+}
+
+// InMemory is a program in memory that can be executed.
+func InMemory(name string, program []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // before 6.3 it need not be said
-		fd, err = unix.MemfdCreate(Program, unix.MFD_CLOEXEC)
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	}
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
-	f := os.NewFile(uintptr(fd), Program)
+	f := os.NewFile(uintptr(fd), name)
 	if _, err := f.Write(program); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}

@@ -42,6 +42,10 @@ func named(pid int) pinned {
 	return pinned{Pid: pid, Start: s.start}
 }
 
+// Note has OpenPinned find the process that has the number now by the file path, as long
+// as it runs. Nobody keeps how it ends.
+func Note(path string, pid int) error { return named(pid).write(path) }
+
 func (p pinned) write(path string) error {
 	text, err := json.Marshal(p)
 	if err != nil {

@@ -130,6 +130,19 @@ func (p *Process) Signal(s unix.Signal) error {
 	return nil
 }
 
+// File returns another descriptor of a file that the process has open as number n,
+// which the caller is to close.
+func (p *Process) File(n int) (fd int, err error) {
+	err = p.control(func(of int) (err error) {
+		fd, err = unix.PidfdGetfd(of, n, 0)
+		return err
+	})
+	if err != nil {
+		return -1, fmt.Errorf("take file %d of process %d: %w", n, p.pid, err)
+	}
+	return fd, nil
+}
+
 // Pin has OpenPinned find the process by the file path, which is made.
 func (p *Process) Pin(path string) error {
 	err := p.control(func(fd int) error { return p.keep.pin(fd, path) })

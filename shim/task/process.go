@@ -148,7 +148,14 @@ func (p *proc) launch(ctx context.Context, pidFile string, run func(oci.Process)
 	if err != nil {
 		return fmt.Errorf("receive the terminal: %w", err)
 	}
-	return s.attach(c)
+	fd, err := takeTerminal(c)
+	if err != nil {
+		return err
+	}
+	if err := s.attach(fd); err != nil || p.exec != "" {
+		return err
+	}
+	return p.c.holdTerminal(s)
 }
 
 // setScore gives a process its OOM score where the runtime has not: crun gives a

@@ -37,6 +37,9 @@ const pinFile = "pidfd"
 
 // removeRecord takes away a container's directory, pin and all.
 func removeRecord(dir string) error {
+	if err := dropHolder(dir); err != nil {
+		return err
+	}
 	if err := process.Unpin(filepath.Join(dir, pinFile)); err != nil {
 		return err
 	}

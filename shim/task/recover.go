@@ -20,7 +20,7 @@ import (
 )
 
 // Adopt takes over the containers of a supervisor that died. What they run goes
-// on; their execs run on unknown, and a terminal is lost. Call it before the
+// on, and so do their terminals; their execs run on unknown. Call it before the
 // Service is offered. A container that was not made whole is left to Forget.
 func (s *Service) Adopt(ctx context.Context) error {
 	entries, err := os.ReadDir(s.state)
@@ -52,6 +52,10 @@ func (s *Service) adopt(ctx context.Context, r Record, dir string) error {
 	if r.Exit != nil {
 		c.init.status, c.init.exit = task.Status_STOPPED, *r.Exit
 		close(c.init.exited)
+		if r.Stdio.Terminal {
+			c.init.streams = c.retakeTerminal(ctx)
+			go c.init.streams.Close() // what is left in it is read
+		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.containers[c.ID] = c
@@ -61,7 +65,12 @@ func (s *Service) adopt(ctx context.Context, r Record, dir string) error {
 	if err != nil {
 		return err
 	}
-	c.init.process, c.init.streams = p, holdStreams(ctx, r.Stdio)
+	c.init.process = p
+	if r.Stdio.Terminal {
+		c.init.streams = c.retakeTerminal(ctx)
+	} else {
+		c.init.streams = holdStreams(ctx, r.Stdio)
+	}
 	s.manage(ctx, c)
 	c.init.status = c.found(ctx)
 	go c.watch()
@@ -116,7 +125,7 @@ func statusNamed(said string) task.Status {
 func holdStreams(ctx context.Context, p paths) *streams {
 	s := &streams{}
 	for path, f := range map[string]**os.File{p.Stdout: &s.out, p.Stderr: &s.err} {
-		if file, err := outputFile(path); path == "" || file != "" || err != nil || p.Terminal {
+		if file, err := outputFile(path); path == "" || file != "" || err != nil {
 			continue
 		}
 		var err error

@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/go-runc"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/shim/process"
 )
 
 const (
@@ -44,6 +46,7 @@ type streams struct {
 
 	mu      sync.Mutex
 	console *os.File
+	holder  *process.Process // has the console open too; see holdTerminal
 	relays  []relay
 	copied  sync.WaitGroup
 }
@@ -264,6 +267,10 @@ func (s *streams) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	closeAll(&s.in, &s.hold, &s.out, &s.err, &s.console)
+	if s.holder != nil {
+		endHolder(s.holder)
+		s.holder = nil
+	}
 	return nil
 }
 
@@ -319,13 +326,17 @@ func openTerminal(ctx context.Context, p paths) (s *streams, err error) {
 	return s, nil
 }
 
-// attach begins to copy between the terminal and the paths.
-func (s *streams) attach(c console.Console) error {
+// takeTerminal returns the file of a console of its own.
+func takeTerminal(c console.Console) (fd int, err error) {
 	defer c.Close()
-	fd, err := unix.FcntlInt(c.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return fmt.Errorf("take the terminal: %w", err)
+	if fd, err = unix.FcntlInt(c.Fd(), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+		return -1, fmt.Errorf("take the terminal: %w", err)
 	}
+	return fd, nil
+}
+
+// attach takes the terminal and begins to copy between it and the paths.
+func (s *streams) attach(fd int) error {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		unix.Close(fd)
 		return fmt.Errorf("take the terminal: %w", err)
