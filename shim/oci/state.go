@@ -29,10 +29,12 @@ type state struct {
 	CgroupPaths  map[string]string `json:"cgroup_paths"`
 	IntelRdtPath string            `json:"intel_rdt_path"`
 	IntelRdtMon  string            `json:"intel_rdt_mon_path"`
-	Config       *struct {
-		Cgroups         *cgroups.Cgroup `json:"cgroups"`
-		RootlessCgroups bool            `json:"rootless_cgroups"`
-	} `json:"config"`
+	Config       *stateConfig      `json:"config"`
+}
+
+type stateConfig struct {
+	Cgroups         *cgroups.Cgroup `json:"cgroups"`
+	RootlessCgroups bool            `json:"rootless_cgroups"`
 }
 
 // readState reads the runtime's state of the container; ok is false if there is
@@ -94,7 +96,11 @@ func (r *Runtime) Delete(ctx context.Context, force bool) error {
 		return nil
 	}
 	h, err := r.hooks()
-	if s, ok := r.readState(); err == nil && len(h.Poststop) == 0 && ok && s.plain() && s.ended() && removeGroups(ctx, s.CgroupPaths) {
+	s, ok := r.readState()
+	if !ok {
+		s, ok = r.readCrun()
+	}
+	if err == nil && len(h.Poststop) == 0 && ok && s.plain() && s.ended() && removeGroups(ctx, s.CgroupPaths) {
 		if err := os.RemoveAll(r.dir()); err != nil {
 			return fmt.Errorf("remove the directory of the OCI runtime: %w", err)
 		}
