@@ -120,7 +120,8 @@ func TestRES_05_OOMScore(t *testing.T) {
 		if got := readInt(t, fmt.Sprintf("/proc/%d/oom_score_adj", b.begun(id))); got != max(score, own) {
 			t.Errorf("score %d became %d", score, got)
 		}
-		if got := sh(b.Daemon, id, "cat /proc/self/oom_score_adj"); got != fmt.Sprint(max(score, own)) {
+		// With crun it is the shim that sets it, a moment after the beginning.
+		if got := sh(b.Daemon, id, "sleep 0.5; cat /proc/self/oom_score_adj"); got != fmt.Sprint(max(score, own)) {
 			t.Errorf("of a command score %d became %s", score, got)
 		}
 	}
@@ -185,6 +186,16 @@ func TestRES_10_Update(t *testing.T) {
 	}
 	if read() != want {
 		t.Errorf("set while it runs: %s, want %s", read(), want)
+	}
+	// The kubelet says -1 for no limit; what it changes next does not bring one back.
+	for _, u := range []*cri.LinuxContainerResources{{CpuQuota: -1}, {CpuShares: 200}, {MemoryLimitInBytes: 80 << 20}} {
+		if err := b.update(id, u); err != nil {
+			t.Fatal(err)
+		}
+		wantQuota(t, b.Daemon, id, "-1", "max")
+	}
+	if got := b.status(id).Resources.GetLinux().GetCpuQuota(); got != -1 {
+		t.Errorf("the status has quota %d", got)
 	}
 	before, status := read(), b.status(id).Resources
 	if err := b.update(id, &cri.LinuxContainerResources{CpuQuota: 50000, MemoryLimitInBytes: 128 << 20, CpusetCpus: "999"}); err == nil {

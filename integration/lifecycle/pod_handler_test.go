@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -54,6 +56,35 @@ func TestRTH_01_NamedHandlers(t *testing.T) {
 	wantError(t, err, codes.NotFound, "bogus", otherHandler)
 }
 
+// ownRuntime is the program that runs the containers of the handler under test.
+func ownRuntime(t *testing.T) string {
+	t.Helper()
+	if defaultHandler != crunHandler {
+		return inBin(t, "runc")
+	}
+	path, err := exec.LookPath("crun")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// saysOfItself is what a runtime says that it can do; an old one does not know the
+// question.
+func saysOfItself(path string) string {
+	says, err := exec.Command(path, "features").Output()
+	if err != nil {
+		return ""
+	}
+	return string(says)
+}
+
+// offered is what a runtime says that it can mount.
+func offered(path string) (rro, userns bool) {
+	says := saysOfItself(path)
+	return strings.Contains(says, `"rro"`), strings.Contains(says, `"mountExtensions"`)
+}
+
 // TestRTH_02_Features: what a handler can do is asked of its runtime, each for
 // itself.
 func TestRTH_02_Features(t *testing.T) {
@@ -64,13 +95,17 @@ func TestRTH_02_Features(t *testing.T) {
 		must(os.WriteFile(old, []byte("#!/bin/sh\nfor a; do [ \"$a\" != features ] || { echo 'no such command' >&2; exit 1; }; done\nexec runc \"$@\"\n"), 0o755))
 		addHandler(in, c, "old", daemon.Config{"options": in.RuncOptions(daemon.Config{"BinaryName": old})})
 	}))
-	want := map[string]bool{"": true, "runc": true, otherHandler: true, "old": false, brokenHandler: false}
+	ownRRO, ownUserns := offered(ownRuntime(t))
+	want := map[string]bool{"": ownRRO, "runc": true, otherHandler: true, "old": false, brokenHandler: false}
 	eventually(t, soon, func() error { // runtimes are asked in the background
 		got, _ := handlers(t, d)
 		for name, rro := range want {
 			if got[name].GetRecursiveReadOnlyMounts() != rro {
 				return fmt.Errorf("handler %q: %v, want recursive read-only mounts %v", name, got[name], rro)
 			}
+		}
+		if got[""].GetUserNamespaces() != ownUserns {
+			return fmt.Errorf("the default handler: %v, want user namespaces %v", got[""], ownUserns)
 		}
 		return nil
 	})

@@ -68,14 +68,15 @@ func addCrun(in *daemon.Instance, c daemon.Config) {
 }
 
 // withoutHybrid makes a script that hides the second hierarchy from crun, which
-// refuses to run where that has controllers beside those of version 1.
+// refuses to run where that has controllers beside those of version 1. All other
+// mounts are as on the host, so that those of a container may spread to it.
 func withoutHybrid(dir, crun string) (path string) {
 	const second = "/sys/fs/cgroup/unified"
 	if have, err := os.ReadFile(second + "/cgroup.controllers"); err != nil || len(strings.TrimSpace(string(have))) == 0 {
 		return crun
 	}
 	path = filepath.Join(dir, "crun-without-hybrid")
-	must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -m --propagation slave sh -c 'umount %s && exec %s \"$@\"' crun \"$@\"\n", second, crun), 0o755))
+	must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -m --propagation unchanged sh -c 'mount --make-rslave /sys/fs/cgroup && umount %s && exec %s \"$@\"' crun \"$@\"\n", second, crun), 0o755))
 	return path
 }
 
@@ -86,11 +87,9 @@ func runtimesKnown(t *testing.T, d *daemon.Daemon, crun, old string) (known map[
 	eventually(t, soon, func() error { // they are asked in the background
 		known, _ = handlers(t, d)
 		for handler, path := range map[string]string{crunHandler: crun, "debian-crun": crun, "old-runc": old, "own-old-runc": old} {
-			says, err := exec.Command(path, "features").Output()
-			rro := err == nil && strings.Contains(string(says), `"rro"`)
-			userns := err == nil && strings.Contains(string(says), `"mountExtensions"`)
+			rro, userns := offered(path)
 			if f := known[handler]; f.GetRecursiveReadOnlyMounts() != rro || f.GetUserNamespaces() != userns {
-				return fmt.Errorf("handler %q has %v, its runtime says %s, %v", handler, f, says, err)
+				return fmt.Errorf("handler %q has %v, its runtime says %v and %v", handler, f, rro, userns)
 			}
 		}
 		if !known[slowHandler].GetUserNamespaces() {
@@ -141,12 +140,20 @@ func wholeLife(t *testing.T, d *daemon.Daemon, p pod) {
 	}
 }
 
-// hasItsLimits: a memory limit is set, and changed later.
+// hasItsLimits: a memory limit is set, and changed later; a quota of CPU time is set and
+// lifted, and stays so when others change.
 func hasItsLimits(t *testing.T, d *daemon.Daemon, p pod) {
 	t.Helper()
 	c := daemon.ContainerConfig("limited", plain(t, d))
-	c.Linux.Resources.MemoryLimitInBytes = 64 << 20
+	c.Linux.Resources.MemoryLimitInBytes, c.Linux.Resources.CpuQuota = 64<<20, -1
 	id := p.run(d, c)
+	wantQuota(t, d, id, "-1", "max")
+	for _, quota := range []int64{30000, -1} {
+		if err := update(d, id, &cri.LinuxContainerResources{CpuQuota: quota, CpuPeriod: 100000}); err != nil {
+			t.Fatal(err)
+		}
+		wantQuota(t, d, id, fmt.Sprint(quota), strings.Replace(fmt.Sprint(quota), "-1", "max", 1))
+	}
 	for _, limit := range []int64{64 << 20, 32 << 20} {
 		if _, err := d.Runtime().UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{
 			ContainerId: id, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: limit},
@@ -159,6 +166,21 @@ func hasItsLimits(t *testing.T, d *daemon.Daemon, p pod) {
 		if got := sh(d, id, "echo $(echo here)"); got != "here" { // the number of processes is as it was
 			t.Errorf("a command says %q", got)
 		}
+	}
+	wantQuota(t, d, id, "-1", "max")
+}
+
+// wantQuota wants a quota of CPU time to be in force, as the version of control groups
+// has it.
+func wantQuota(t *testing.T, d *daemon.Daemon, id, v1, v2 string) {
+	t.Helper()
+	file, want := "cpu.max", v2
+	if versionOne("cpu") {
+		file, want = "cpu.cfs_quota_us", v1
+	}
+	text, err := os.ReadFile(cgroupFile(t, pidOf(t, d, id), "cpu", file))
+	if f := strings.Fields(string(text)); err != nil || len(f) == 0 || f[0] != want {
+		t.Errorf("the quota is %q, %v, want %s", text, err, want)
 	}
 }
 

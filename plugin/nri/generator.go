@@ -171,8 +171,14 @@ func (g generator) SetLinuxResourcesCPUMems(mems string) { g.cpu().Mems = mems }
 // SetLinuxResourcesCPUPeriod sets the period of the quota.
 func (g generator) SetLinuxResourcesCPUPeriod(period uint64) { g.cpu().Period = &period }
 
-// SetLinuxResourcesCPUQuota sets the CPU time per period.
-func (g generator) SetLinuxResourcesCPUQuota(quota int64) { g.cpu().Quota = &quota }
+// SetLinuxResourcesCPUQuota sets the CPU time per period. A negative one is none,
+// as not every runtime takes -1.
+func (g generator) SetLinuxResourcesCPUQuota(quota int64) {
+	g.cpu().Quota = nil
+	if quota >= 0 {
+		g.cpu().Quota = &quota
+	}
+}
 
 // SetLinuxResourcesCPURealtimePeriod sets the period of real-time scheduling.
 func (g generator) SetLinuxResourcesCPURealtimePeriod(period uint64) {

@@ -27,14 +27,14 @@ type Change struct {
 
 // Change makes the running container what After says where Before says
 // otherwise: resources through the runtime, and what no runtime takes in an
-// update, huge page limits and the OOM score, in the kernel. When it fails some
-// of it may be done.
+// update, huge page limits and the OOM score, in the kernel; so is a quota of CPU
+// time lifted where the runtime does not do it. When it fails some of it may be done.
 func (t *Task) Change(ctx context.Context, c Change) error {
 	before, after := c.Before, c.After
-	if err := t.Update(ctx, after.Linux.Resources, c.Annotations); err != nil {
+	path := after.Linux.CgroupsPath
+	if err := t.setResources(ctx, path, c); err != nil {
 		return err
 	}
-	path := after.Linux.CgroupsPath
 	if err := t.tasks.setHugepages(path, before.Linux.Resources, after.Linux.Resources); err != nil {
 		return fmt.Errorf("update task %s: %w", t.ID(), err)
 	}
@@ -44,6 +44,43 @@ func (t *Task) Change(ctx context.Context, c Change) error {
 		}
 	}
 	return nil
+}
+
+// setResources has the runtime set what After says. A quota that is only in Before has
+// to be lifted by name: runc sets what it had last otherwise. crun cannot on cgroup v1,
+// and does not remember it.
+func (t *Task) setResources(ctx context.Context, path string, c Change) error {
+	after := c.After.Linux.Resources
+	if quota(c.Before.Linux.Resources) <= 0 || quota(after) != 0 {
+		return t.Update(ctx, after, c.Annotations)
+	}
+	lifted := *after
+	lifted.CPU = &specs.LinuxCPU{}
+	if after.CPU != nil {
+		*lifted.CPU = *after.CPU
+	}
+	lifted.CPU.Quota = new(int64(-1))
+	refused := t.Update(ctx, &lifted, c.Annotations)
+	if refused == nil || ctx.Err() != nil {
+		return refused
+	}
+	if err := t.Update(ctx, after, c.Annotations); err != nil {
+		return refused // it is not for the quota
+	}
+	for _, file := range []struct{ name, value string }{{"cpu.cfs_quota_us", "-1"}, {"cpu.max", "max"}} {
+		if err := t.tasks.cgs.Set(path, file.name, file.value); err != nil {
+			return fmt.Errorf("update task %s: lift the CPU quota: %w", t.ID(), err)
+		}
+	}
+	return nil
+}
+
+// quota is 0 where r says nothing of it.
+func quota(r *specs.LinuxResources) int64 {
+	if r == nil || r.CPU == nil || r.CPU.Quota == nil {
+		return 0
+	}
+	return *r.CPU.Quota
 }
 
 // newScore is after's OOM score, and whether before has another.

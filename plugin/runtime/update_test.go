@@ -2,17 +2,21 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
+	crt "github.com/containerd/containerd/v2/core/runtime"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/gantry-cri/gantry/plugin/record"
 )
@@ -176,5 +180,68 @@ func TestTakeHugepages(t *testing.T) {
 	req := CreateRequest{Handler: record.Handler{Runtime: "io.containerd.runc.v2"}, Spec: []byte(`{"hugepageLimits"`)}
 	if _, err := takeHugepages(&req); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a broken specification: %v", err)
+	}
+}
+
+// updates is a task that records what it is told to set, and may refuse to lift a quota.
+type updates struct {
+	crt.Task
+	cannotLift, cannotSet bool
+	told                  []int64
+}
+
+func (*updates) ID() string { return "x" }
+
+func (u *updates) Update(_ context.Context, r *anypb.Any, _ map[string]string) error {
+	var l specs.LinuxResources
+	if err := json.Unmarshal(r.Value, &l); err != nil {
+		return err
+	}
+	u.told = append(u.told, quota(&l))
+	if l.CPU.Quota != nil && *l.CPU.Quota < 0 && u.cannotLift {
+		return errors.New("out of range")
+	}
+	if u.cannotSet {
+		return context.Canceled
+	}
+	return nil
+}
+
+// A quota that is no more is lifted by name, and in the kernel where the runtime
+// refuses that alone.
+func TestLiftQuota(t *testing.T) {
+	of := func(quota int64) *specs.Spec {
+		cpu := &specs.LinuxCPU{Shares: new(uint64(5))}
+		if quota != 0 {
+			cpu.Quota = &quota
+		}
+		return &specs.Spec{Linux: &specs.Linux{CgroupsPath: "/g", Resources: &specs.LinuxResources{CPU: cpu}}}
+	}
+	kernel := map[string]string{"/g cpu.cfs_quota_us": "-1", "/g cpu.max": "max"}
+	for name, tc := range map[string]struct {
+		before, after *specs.Spec
+		task          updates
+		told          []int64
+		wrote         map[string]string
+		fails         bool
+	}{
+		"never":             {of(0), of(0), updates{cannotLift: true}, []int64{0}, nil, false},
+		"set":               {of(0), of(7), updates{cannotLift: true}, []int64{7}, nil, false},
+		"changed":           {of(7), of(8), updates{cannotLift: true}, []int64{8}, nil, false},
+		"lifted":            {of(7), of(0), updates{}, []int64{-1}, nil, false},
+		"lifted by name":    {of(7), of(-1), updates{}, []int64{-1}, nil, false},
+		"in the kernel":     {of(7), of(0), updates{cannotLift: true}, []int64{-1, 0}, kernel, false},
+		"for other reasons": {of(7), of(0), updates{cannotSet: true}, []int64{-1, 0}, nil, true},
+	} {
+		g := &members{wrote: map[string]string{}}
+		err := (&Task{rt: &tc.task, tasks: &Tasks{cgs: g}}).Change(t.Context(), Change{Before: tc.before, After: tc.after})
+		if (err != nil) != tc.fails || !slices.Equal(tc.task.told, tc.told) || !maps.Equal(g.wrote, tc.wrote) {
+			t.Errorf("%s: told %d, wrote %v, %v", name, tc.task.told, g.wrote, err)
+		}
+	}
+	g := &members{wrote: map[string]string{}, err: context.Canceled}
+	task := &Task{rt: &updates{cannotLift: true}, tasks: &Tasks{cgs: g}}
+	if err := task.Change(t.Context(), Change{Before: of(7), After: of(0)}); !errors.Is(err, context.Canceled) {
+		t.Errorf("a failure became %v", err)
 	}
 }

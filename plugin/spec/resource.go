@@ -87,8 +87,14 @@ func applyCPU(r *specs.LinuxResources, u *cri.LinuxContainerResources) error {
 	if v := u.GetCpuPeriod(); v != 0 {
 		cpu.Period = new(uint64(v))
 	}
-	if v := u.GetCpuQuota(); v != 0 {
+	switch v := u.GetCpuQuota(); {
+	case v > 0:
 		cpu.Quota = new(v)
+	case v < 0:
+		// A new container has none, and not every runtime takes -1: crun tells a kernel
+		// with cgroup v1 a number that is too large. Of a container that runs, the
+		// change from a quota to nothing lifts it.
+		cpu.Quota = nil
 	}
 	if v := u.GetCpuShares(); v != 0 {
 		cpu.Shares = new(uint64(v))
@@ -105,7 +111,7 @@ func applyCPU(r *specs.LinuxResources, u *cri.LinuxContainerResources) error {
 		}
 		*set.dst = set.value
 	}
-	if cpu != (specs.LinuxCPU{}) {
+	if r.CPU != nil || cpu != (specs.LinuxCPU{}) {
 		r.CPU = &cpu
 	}
 	return nil
