@@ -101,6 +101,23 @@ func TestMNT_04_Readonly(t *testing.T) {
 	}
 }
 
+// offersRecursiveReadOnly reports whether the handler under test has such mounts, as the
+// daemon's status has it. If not they are refused. Whether the status is right is RTH_02's.
+func (b *box) offersRecursiveReadOnly() bool {
+	b.t.Helper()
+	// The creation waits for the runtime to be asked.
+	id, err := b.create(b.withMounts("offers", &cri.Mount{HostPath: b.t.TempDir(), ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true}))
+	if known, _ := handlers(b.t, b.Daemon); !known[""].GetRecursiveReadOnlyMounts() {
+		wantError(b.t, err, codes.Unimplemented, "mounts[0]", "recursive_read_only", "the runtime cannot do it")
+		return false
+	}
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.remove(id)
+	return true
+}
+
 // TestMNT_05_RecursiveReadOnly: with it what is mounted below cannot be
 // written either.
 func TestMNT_05_RecursiveReadOnly(t *testing.T) {
@@ -109,6 +126,9 @@ func TestMNT_05_RecursiveReadOnly(t *testing.T) {
 	dir := t.TempDir()
 	mountTmpfs(t, filepath.Join(dir, "sub"))
 	rro := &cri.Mount{HostPath: dir, ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true}
+	if !b.offersRecursiveReadOnly() {
+		t.Skip("the runtime of the default handler offers no recursive read-only mounts; one that is asked for is refused")
+	}
 	id := b.run(b.withMounts("app", rro, &cri.Mount{HostPath: dir, ContainerPath: "/ro", Readonly: true}))
 	for _, path := range []string{"/rro/x", "/rro/sub/x", "/ro/x"} {
 		if out, code := tryExec(t, b.Daemon, id, "touch", path); code == 0 || !strings.Contains(out, "Read-only") {
@@ -222,7 +242,7 @@ func TestCTR_22_StatusMounts(t *testing.T) {
 	asked := []*cri.Mount{
 		{HostPath: t.TempDir(), ContainerPath: "/plain"},
 		{HostPath: t.TempDir(), ContainerPath: "/ro", Readonly: true},
-		{HostPath: t.TempDir(), ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true},
+		{HostPath: t.TempDir(), ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: b.offersRecursiveReadOnly()},
 		{HostPath: sharedDir(t), ContainerPath: "/slave", Propagation: cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER},
 	}
 	got := b.status(b.mustCreate(b.withMounts("app", asked...))).Mounts

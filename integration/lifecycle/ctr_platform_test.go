@@ -18,9 +18,14 @@ import (
 	"github.com/gantry-cri/gantry/integration/registry"
 )
 
-// handlerKey sets a key of a runtime handler.
-func handlerKey(value any, handler, key string) daemon.Option {
-	return runtimeKey(value, "containerd", "runtimes", handler, key)
+// allowed lets an annotation have an effect for the handler under test, by which images
+// are pulled, and for the one of pods with a pause process.
+func allowed(annotation string) daemon.Option {
+	return daemon.Edit(func(_ *daemon.Instance, c daemon.Config) {
+		for _, handler := range []string{ownTable(), pausing} {
+			c.Set([]string{annotation}, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", handler, "allowed_annotations")
+		}
+	})
 }
 
 // saidToBeFor is an image that runs here and says that it is for another
@@ -46,7 +51,7 @@ func TestRTH_20_PlatformRuntimePaths(t *testing.T) {
 	t.Parallel()
 	const key = "io.gantry.image.platform"
 	var emulator string
-	d := start(t, handlerKey([]string{key}, "runc", "allowed_annotations"), daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+	d := start(t, allowed(key), daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
 		emulator = noting(filepath.Join(in.Dir, "noted"), "emulating-runc", inBin(t, "runc"))
 		c.Set(emulator, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", "runc", "platform_runtime_paths", "linux/arm64")
 	}))
@@ -122,7 +127,7 @@ func TestRTH_21_InheritDefaultRuntime(t *testing.T) {
 func TestCTR_05_ImagePlatform(t *testing.T) {
 	t.Parallel()
 	const key = "io.gantry.image.platform"
-	d := start(t, handlerKey([]string{key}, "runc", "allowed_annotations"), daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+	d := start(t, allowed(key), daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
 		addHandler(in, c, "strict", nil)
 	}))
 	ours, arm, v2 := saidToBeFor(t, "amd64", ""), saidToBeFor(t, "arm64", ""), saidToBeFor(t, "amd64", "v2")

@@ -48,9 +48,14 @@ func (b *box) confined(c *cri.ContainerConfig) (started bool) {
 		return false
 	}
 	// It writes nothing: /dev/null may be anything.
-	out, _ := tryExec(b.t, b.Daemon, id, "sh", "-c", `stat -f -c %t /proc /sys; wc -c /proc/keys /proc/timer_list
-for f in `+harmless+` /proc/sysrq-trigger /sys/kernel/profiling; do sh -c ": >>$f" && echo writable $f; done
-cat /proc/self/mountinfo`)
+	resp, err := b.Runtime().ExecSync(b.t.Context(), &cri.ExecSyncRequest{ContainerId: id, Timeout: 60, Cmd: []string{"sh", "-c", `stat -f -c %t /proc /sys; wc -c /proc/keys /proc/timer_list
+for f in ` + harmless + ` /proc/sysrq-trigger /sys/kernel/profiling; do sh -c ": >>$f" && echo writable $f; done
+cat /proc/self/mountinfo`}})
+	if err != nil {
+		b.withoutProc(id, err)
+		return true
+	}
+	out := string(resp.Stdout)
 	const proc, sysfs = "9fa0", "62656572"
 	if got := strings.Fields(out); len(got) < 6 || !slices.Equal(got[:6], []string{proc, sysfs, "0", "/proc/keys", "0", "/proc/timer_list"}) {
 		b.t.Errorf("%s: /proc, /sys and what is masked of them are %.200q", c.Metadata.Name, out)
@@ -63,6 +68,23 @@ cat /proc/self/mountinfo`)
 		}
 	}
 	return true
+}
+
+// withoutProc wants that a container in which no command can be run has nothing of the
+// kernel's to be confined: crun lets a volume be in place of /proc.
+func (b *box) withoutProc(id string, why error) {
+	b.t.Helper()
+	b.t.Logf("%s: %v", id, why)
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", b.pid(id)))
+	if err != nil || len(mounts) == 0 || !strings.Contains(why.Error(), "/proc/self") {
+		b.t.Errorf("no command can be run: %v; mounts: %v", why, err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		if strings.Contains(line, " - proc ") || strings.Contains(line, " - cgroup") && !strings.HasPrefix(f[5], "ro,") {
+			b.t.Errorf("there is %s", line)
+		}
+	}
 }
 
 // TestCVE_2023_27561_CVE_2023_28642_CVE_2023_25809_ProcAndSysAreTheKernels: /proc

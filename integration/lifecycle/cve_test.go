@@ -67,17 +67,62 @@ func TestCVE_2022_23648_DeclaredVolumes(t *testing.T) {
 	d := shared(t)
 	b := newBoxOn(t, d)
 	o := newOutside(t)
+	b.declaredVolumes(o, "nothing")
+	b.declaredVolumes(o, "a directory", images.Dir(o.dir[1:], 0o755))
+	// A way through /proc is one that runtimes refuse to go.
+	b.image = pulledImage(t, d, "cve/volumes:3", images.MustBuild(images.Spec{Volumes: []string{"/magic"}, Layers: [][]images.File{{
+		images.Symlink("magic", "/proc/self/root"+o.dir),
+	}}}))
+	b.attempt(b.sleeper("magic"))
+	o.untouched()
+	// A volume at a link to a single file of the host is no directory.
+	b.image = pulledImage(t, d, "cve/volumes:2", images.MustBuild(images.Spec{Volumes: []string{"/file"}, Layers: [][]images.File{{
+		images.Symlink("file", o.dir+"/secret"),
+	}}}))
+	if second := b.onLinks(b.sleeper("file"), false); second != "" {
+		if out, _ := tryExec(t, d, second, "sh", "-c", "cat /file; cat /file/*"); strings.Contains(out, "secret\n") {
+			t.Errorf("inside it says %q", out)
+		}
+	}
+	o.untouched()
+}
+
+// onLinks runs a container with mounts at links. Where they lead to nothing in the image,
+// runc makes what they lead to, and crun refuses: then there is no container.
+func (b *box) onLinks(c *cri.ContainerConfig, whole bool) (id string) {
+	b.t.Helper()
+	id = b.mustCreate(c)
+	err := b.start(id)
+	if err == nil {
+		return id
+	}
+	if whole || !strings.Contains(err.Error(), "No such file or directory") {
+		b.t.Errorf("%s: %v", c.Metadata.Name, err)
+	}
+	b.remove(id)
+	return ""
+}
+
+// declaredVolumes runs a container of an image in which the way to the host leads to
+// what it has itself at that path.
+func (b *box) declaredVolumes(o outside, leadsTo string, itself ...images.File) {
+	t, d := b.t, b.Daemon
+	t.Helper()
 	volumes := []string{
 		"/" + o.up(), "/proc/.." + o.dir, "/proc/self/root" + o.dir, "/proc/1/cwd" + o.dir, "/dev/.." + o.dir, o.dir,
 		"/abs", "/rel", "/deep/abs/secret-too", "/through/sub", "/abs2/./../abs2",
 	}
-	b.image = pulledImage(t, d, "cve/volumes:1", images.MustBuild(images.Spec{Volumes: volumes, Layers: [][]images.File{{
+	b.image = pulledImage(t, d, fmt.Sprint("cve/volumes:to-", len(itself)), images.MustBuild(images.Spec{Volumes: volumes, Layers: [][]images.File{itself, {
 		images.Symlink("abs", o.dir), images.Symlink("rel", o.up()), images.Dir("deep", 0o755), images.Symlink("deep/abs", o.dir),
 		images.Symlink("through", "/abs"), images.Symlink("abs2", o.dir+"/."),
 	}}}))
-	id := b.run(b.sleeper("app"))
+	id := b.onLinks(b.sleeper(fmt.Sprint("app", len(itself))), len(itself) > 0)
+	o.untouched()
+	if id == "" {
+		return
+	}
 	if got := sh(d, id, "find / -xdev -name secret 2>/dev/null; for m in $(awk '{print $5}' /proc/self/mountinfo); do find $m -xdev -name secret 2>/dev/null; done; true"); got != "" {
-		t.Errorf("inside there is %q", got)
+		t.Errorf("to %s: inside there is %q", leadsTo, got)
 	}
 	for _, dir := range volumesOf(t, d) {
 		if err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
@@ -90,21 +135,6 @@ func TestCVE_2022_23648_DeclaredVolumes(t *testing.T) {
 		}
 	}
 	b.Exec(id, "sh", "-c", "touch /abs/new /rel/new")
-	o.untouched()
-	// A way through /proc is one that runtimes refuse to go.
-	b.image = pulledImage(t, d, "cve/volumes:3", images.MustBuild(images.Spec{Volumes: []string{"/magic"}, Layers: [][]images.File{{
-		images.Symlink("magic", "/proc/self/root"+o.dir),
-	}}}))
-	b.attempt(b.sleeper("magic"))
-	o.untouched()
-	// A volume at a link to a single file of the host is no directory.
-	b.image = pulledImage(t, d, "cve/volumes:2", images.MustBuild(images.Spec{Volumes: []string{"/file"}, Layers: [][]images.File{{
-		images.Symlink("file", o.dir+"/secret"),
-	}}}))
-	second := b.run(b.sleeper("file"))
-	if out, _ := tryExec(t, d, second, "sh", "-c", "cat /file; cat /file/*"); strings.Contains(out, "secret\n") {
-		t.Errorf("inside it says %q", out)
-	}
 	o.untouched()
 }
 
@@ -178,10 +208,11 @@ func TestCVE_2024_9341_MountOnLink(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
 	o := newOutside(t)
-	b.image = image(t, b.Daemon, images.Spec{Layers: [][]images.File{{
+	links := []images.File{
 		images.Symlink("abs", o.dir), images.Symlink("rel", o.up()), images.Symlink("magic", "/proc/self/root"+o.dir),
 		images.Symlink("file", o.dir+"/secret"),
-	}}})
+	}
+	b.image = image(t, b.Daemon, images.Spec{Layers: [][]images.File{links}})
 	model := b.pulled("cve/model:1", imageOf(t, []images.File{images.Text("mine", "mine\n"), images.Symlink("link", o.dir)}))
 	for i, p := range []string{"/abs", "/rel", "/abs/new", "/rel/new/deep", "/magic", "/file"} {
 		mine := t.TempDir()
@@ -193,8 +224,14 @@ func TestCVE_2024_9341_MountOnLink(t *testing.T) {
 		b.attempt(b.withMounts(fmt.Sprint("image-", i), fromImage(model, "", p)))
 		o.untouched()
 	}
-	id := b.run(b.withMounts("inside", &cri.Mount{HostPath: t.TempDir(), ContainerPath: "/abs"}))
-	b.denied(id, "No such file", "cat", "/abs/secret")
+	for _, itself := range [][]images.File{nil, {images.Dir(o.dir[1:], 0o755)}} { // where the links lead to in the image
+		b.image = image(t, b.Daemon, images.Spec{Layers: [][]images.File{itself, links}})
+		name := fmt.Sprint("inside-", len(itself))
+		if id := b.onLinks(b.withMounts(name, &cri.Mount{HostPath: t.TempDir(), ContainerPath: "/abs"}), len(itself) > 0); id != "" {
+			b.denied(id, "No such file", "cat", "/abs/secret")
+		}
+		o.untouched()
+	}
 	b.refused(b.withMounts("sub-path", fromImage(model, "link", "/x")), codes.NotFound)
 }
 

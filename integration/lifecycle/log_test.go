@@ -329,7 +329,8 @@ func TestLOG_09_LogComesBack(t *testing.T) {
 	dir := filepath.Dir(b.status(id).LogPath)
 	away := dir + ".away"
 	b.Kill()
-	if err := errors.Join(os.Rename(dir, away), os.Symlink(away, dir)); err != nil {
+	// In one step: the shim, whose log it is now, would make the directory again.
+	if err := errors.Join(os.Symlink(away, away), unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, away, unix.RENAME_EXCHANGE)); err != nil {
 		t.Fatal(err)
 	}
 	b.Up()

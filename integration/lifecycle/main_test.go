@@ -25,6 +25,15 @@ import (
 // defaultHandler runs the pods of tests that ask for none.
 var defaultHandler = cmp.Or(os.Getenv("GANTRY_HANDLER"), "gantry")
 
+// ownTable names the table of the configuration that has the settings of the handler
+// under test: gantry's own has those of runc.
+func ownTable() string {
+	if defaultHandler == "gantry" && !stock {
+		return "runc"
+	}
+	return defaultHandler
+}
+
 // stock says that the daemon under test is containerd's own.
 var stock = os.Getenv("GANTRY_STOCK") != ""
 

@@ -23,7 +23,7 @@ func saying(name, value string) func(*cri.PodSandboxConfig) {
 // adds a handler "strict" where none has.
 func allowing(names ...string) daemon.Option {
 	return daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
-		c.Set(names, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", "runc", "allowed_annotations")
+		c.Set(names, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", ownTable(), "allowed_annotations")
 		addHandler(in, c, "strict", nil)
 	})
 }
@@ -307,6 +307,7 @@ func TestSEC_30_MinimumMappableIDs(t *testing.T) {
 	}
 	refusedPod(t, d, "low-uid", as(1000, &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: low(u.Uids), Gids: u.Gids}), codes.InvalidArgument, "uids[0]", "minimum_mappable_uid")
 	refusedPod(t, d, "low-gid", as(1000, &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: u.Uids, Gids: low(u.Gids)}), codes.InvalidArgument, "gids[0]", "minimum_mappable_gid")
+	needsUserns(t, d)
 	runPod(d, "high", as(1000, u))
 	runPod(d, "root", as(0, &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: low(u.Uids), Gids: low(u.Gids)}))
 }

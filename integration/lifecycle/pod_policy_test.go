@@ -187,7 +187,7 @@ func TestCTR_04_ImageRuntimeHandler(t *testing.T) {
 // for the default handler, and is unpacked where that one has its snapshots.
 func TestCTR_04_DefaultHandlerSnapshotter(t *testing.T) {
 	t.Parallel()
-	d := start(t, runtimeKey("native", "containerd", "runtimes", "runc", "snapshotter"))
+	d := start(t, runtimeKey("native", "containerd", "runtimes", ownTable(), "snapshotter"))
 	ref := push(t, "default:1", blobImage(t, 1000))
 	mustPull(t, d, ref)
 	layers := func(snapshotter string) int {

@@ -634,6 +634,7 @@ func TestStateWithoutExec(t *testing.T) {
 	p := runPod(d, "before")
 	d.Exec(p.run(d, daemon.ContainerConfig("app", plain(t, d))), "true")
 	d.Restart()
+	needsUserns(t, d)
 	u := newRange()
 	p = runPod(d, "userns", withUserns(u))
 	c := daemon.ContainerConfig("app", plain(t, d))

@@ -401,7 +401,7 @@ func TestRES_18_ShimCgroup(t *testing.T) {
 	t.Parallel()
 	group := fmt.Sprintf("/gantry-shims-%d", os.Getpid())
 	cgroupsMade(t, group)
-	b := newBoxOn(t, start(t, runtimeKey(group, "containerd", "runtimes", "runc", "options", "ShimCgroup")))
+	b := newBoxOn(t, start(t, runtimeKey(group, "containerd", "runtimes", ownTable(), "options", "ShimCgroup")))
 	id := b.run(b.sleeper("app"))
 	shim := parentOf(t, b.begun(id))
 	for _, controller := range []string{"memory", "cpu", "pids"} {

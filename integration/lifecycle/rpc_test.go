@@ -440,7 +440,7 @@ func TestRPC_36_RuntimeConfig(t *testing.T) {
 	if got := driver(shared(t)); got != cri.CgroupDriver_CGROUPFS {
 		t.Errorf("driver is %s", got)
 	}
-	d := start(t, daemon.Set(true, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", "runc", "options", "SystemdCgroup"))
+	d := start(t, daemon.Set(true, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", ownTable(), "options", "SystemdCgroup"))
 	if got := driver(d); got != cri.CgroupDriver_SYSTEMD {
 		t.Errorf("with SystemdCgroup the driver is %s", got)
 	}

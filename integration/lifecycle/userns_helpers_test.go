@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/integration/daemon"
@@ -35,6 +36,34 @@ func withUserns(u *cri.UserNamespace) func(*cri.PodSandboxConfig) {
 	return func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = u }
 }
 
+// needsUserns ends the test if the runtime of the handler under test offers no user
+// namespaces, as the daemon's status has it: a pod that asks for one is refused, and
+// told why. Whether the status is right is RTH_02's.
+func needsUserns(t *testing.T, d *daemon.Daemon) {
+	t.Helper()
+	offers := func() bool {
+		known, _ := handlers(t, d)
+		return known[""].GetUserNamespaces()
+	}
+	if offers() {
+		return
+	}
+	config := d.PodConfig("needs-userns")
+	withUserns(newRange())(config)
+	id, err := d.StartPod(t.Context(), config, "") // which waits for the runtime to be asked
+	if err == nil {
+		err = d.RemovePod(t.Context(), id)
+	}
+	if offers() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	wantError(t, err, codes.FailedPrecondition, "user namespace", "its runtime does not offer")
+	t.Skip("the runtime of the default handler offers no user namespaces; a pod that asks for one is refused")
+}
+
 // userBox is a pod with a user namespace.
 type userBox struct {
 	*box
@@ -48,6 +77,7 @@ func newUserBox(t *testing.T, edits ...func(*cri.PodSandboxConfig)) *userBox {
 
 func newUserBoxOn(t *testing.T, d *daemon.Daemon, edits ...func(*cri.PodSandboxConfig)) *userBox {
 	t.Helper()
+	needsUserns(t, d)
 	u := newRange()
 	return &userBox{newBoxOn(t, d, append(edits, withUserns(u))...), u}
 }

@@ -251,6 +251,7 @@ func TestPOD_15_Survives(t *testing.T) {
 func TestPOD_15_Crash(t *testing.T) {
 	t.Parallel()
 	d := start(t)
+	needsUserns(t, d)
 	img := plain(t, d)
 	crashes(t, d, func(cycle string) error { return life(d, cycle, img, withUserns(newRange())) })
 }
