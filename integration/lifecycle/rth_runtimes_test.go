@@ -184,7 +184,7 @@ func wantQuota(t *testing.T, d *daemon.Daemon, id, v1, v2 string) {
 	}
 }
 
-// hasItsScore: so have its commands. crun itself gives them that of the shim.
+// hasItsScore: so have its commands and what they start at once. crun itself gives them that of the shim.
 func hasItsScore(t *testing.T, d *daemon.Daemon, p pod) {
 	t.Helper()
 	c := daemon.ContainerConfig("scored", plain(t, d))
@@ -193,8 +193,8 @@ func hasItsScore(t *testing.T, d *daemon.Daemon, p pod) {
 	if got := scoreOf(t, pidOf(t, d, id)); got != 500 {
 		t.Errorf("the score is %d", got)
 	}
-	if got := sh(d, id, "sleep 0.5; cat /proc/self/oom_score_adj"); got != "500" {
-		t.Errorf("the score of a command is %s", got)
+	if got := sh(d, id, "{ sleep 0.5; cat /proc/self/oom_score_adj; } & wait; cat /proc/self/oom_score_adj"); got != "500\n500" {
+		t.Errorf("the scores of a command's child and of the command are %s", got)
 	}
 }
 

@@ -2,12 +2,8 @@ package task
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -156,23 +152,6 @@ func (p *proc) launch(ctx context.Context, pidFile string, run func(oci.Process)
 		return err
 	}
 	return p.c.holdTerminal(s)
-}
-
-// setScore gives a process its OOM score where the runtime has not: crun gives a
-// command that of whoever runs it.
-func setScore(pid int, want *int) error {
-	if want == nil {
-		return nil
-	}
-	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
-	has, err := os.ReadFile(path)
-	if err == nil && strings.TrimSpace(string(has)) != strconv.Itoa(*want) {
-		err = os.WriteFile(path, []byte(strconv.Itoa(*want)), 0)
-	}
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return nil // it has ended
-	}
-	return err
 }
 
 // start starts an exec.
