@@ -108,6 +108,9 @@ func TestAdjust(t *testing.T) {
 	if *r.CPU.Quota != 5 || *r.CPU.Period != 6 || *r.Memory.Limit != 7 || r.HugepageLimits != nil || r.Unified["memory.high"] != "9" {
 		t.Errorf("resources are %+v", r)
 	}
+	if out, err = adjust(out, func(a *api.ContainerAdjustment) { a.SetLinuxCPUQuota(-1) }); err != nil || out.Linux.Resources.CPU.Quota != nil || *out.Linux.Resources.CPU.Period != 6 {
+		t.Errorf("without a quota: %+v, %v", out.Linux.Resources.CPU, err)
+	}
 	full := &specs.Spec{
 		Annotations: map[string]string{"a": "1", "b": "1"}, Process: &specs.Process{Env: []string{"E=1", "F=1"}, Args: []string{"old"}},
 		Mounts: []specs.Mount{{Destination: "/m"}, {Destination: "/k"}},
