@@ -44,6 +44,9 @@ func TestMain(m *testing.M) {
 	case filepath.Base(os.Args[0]) == oldKernelProgram:
 		oldKernelMain()
 		return
+	case filepath.Base(os.Args[0]) == noHybridProgram:
+		noHybridMain()
+		return
 	case strings.HasSuffix(os.Args[0], nriProgram):
 		os.Exit(nriMain())
 	case isSandboxShim():

@@ -96,11 +96,18 @@ const (
 // onOldKernel has a daemon run under the program.
 func onOldKernel(t *testing.T) []daemon.Option {
 	t.Helper()
+	return under(t, oldKernelProgram, oldKernelDaemon)
+}
+
+// under has a daemon started by this program under a name, which finds the daemon's by a
+// variable.
+func under(t *testing.T, name, variable string) []daemon.Option {
+	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	program := filepath.Join(t.TempDir(), oldKernelProgram)
+	program := filepath.Join(t.TempDir(), name)
 	if err := os.Symlink(exe, program); err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +117,7 @@ func onOldKernel(t *testing.T) []daemon.Option {
 	}
 	for _, dir := range dirs {
 		if real := filepath.Join(dir, "containerd"); exists(real) {
-			return []daemon.Option{daemon.Binary(program), daemon.Env(oldKernelDaemon, real)}
+			return []daemon.Option{daemon.Binary(program), daemon.Env(variable, real)}
 		}
 	}
 	t.Fatalf("no containerd in %v", dirs)

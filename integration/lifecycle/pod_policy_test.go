@@ -265,7 +265,7 @@ func TestCTR_28_Systemd(t *testing.T) {
 	}
 	id = b.run(daemon.ContainerConfig("other", inits("../usr/lib/other")))
 	b.logged(id, "ready")
-	if _, code := tryExec(t, b.Daemon, id, "sh", "-c", "for d in /sys/fs/cgroup/*/; do ! mkdir $d/mine || exit 0; done; exit 1"); code == 0 {
+	if _, code := tryExec(t, b.Daemon, id, "sh", "-c", "for d in $(if test -e /sys/fs/cgroup/cgroup.procs; then echo /sys/fs/cgroup; else echo /sys/fs/cgroup/*/; fi); do ! mkdir $d/mine || exit 0; done; exit 1"); code == 0 {
 		t.Error("another init makes control groups")
 	}
 	if got := sh(b.Daemon, id, "cat /run/left /tmp/left; echo $container"); got != "by the imageby the image\n" && got != "by the imageby the image" {
@@ -277,12 +277,15 @@ func TestCTR_28_Systemd(t *testing.T) {
 	b.stop(id, 0)
 }
 
+// nested makes groups in groups, deeper than a path can tell.
+const nested = "cd %s; i=0; while test $i -lt 25; do n=$(printf %%0250d $i); mkdir $n && cd -P $n || exit 1; i=$((i+1)); done"
+
 // makesGroups has a container make control groups where systemd does, below its own, with
 // a process in one of them, and fail elsewhere. It returns the path of its own.
 func makesGroups(b *box, id string) string {
 	b.t.Helper()
 	if exists("/sys/fs/cgroup/cgroup.controllers") {
-		b.Exec(id, "sh", "-c", "mkdir -p /sys/fs/cgroup/mine/one")
+		b.Exec(id, "sh", "-c", "mkdir -p /sys/fs/cgroup/mine/one; "+fmt.Sprintf(nested, "/sys/fs/cgroup/mine"))
 		return filepath.Dir(cgroupFile(b.t, b.pid(id), "", "cgroup.procs"))
 	}
 	if !exists("/sys/fs/cgroup/systemd") {
@@ -290,7 +293,7 @@ func makesGroups(b *box, id string) string {
 		return ""
 	}
 	own := filepath.Join("/sys/fs/cgroup/systemd", cgroupPath(b.t, b.pid(id), "name=systemd"))
-	b.Exec(id, "sh", "-c", "mkdir -p /sys/fs/cgroup/systemd/mine/one && (sleep 1000 & echo $! >/sys/fs/cgroup/systemd/mine/one/cgroup.procs)")
+	b.Exec(id, "sh", "-c", "mkdir -p /sys/fs/cgroup/systemd/mine/one && (sleep 1000 & echo $! >/sys/fs/cgroup/systemd/mine/one/cgroup.procs); "+fmt.Sprintf(nested, "/sys/fs/cgroup/systemd/mine"))
 	if procs, err := os.ReadFile(filepath.Join(own, "mine/one/cgroup.procs")); err != nil || len(procs) == 0 {
 		b.t.Errorf("the group has the processes %q, %v", procs, err)
 	}

@@ -1,13 +1,16 @@
 package lifecycle
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -67,17 +70,37 @@ func addCrun(in *daemon.Instance, c daemon.Config) {
 	})
 }
 
+const secondHierarchy = "/sys/fs/cgroup/unified"
+
 // withoutHybrid makes a script that hides the second hierarchy from crun, which
 // refuses to run where that has controllers beside those of version 1. All other
 // mounts are as on the host, so that those of a container may spread to it.
 func withoutHybrid(dir, crun string) (path string) {
-	const second = "/sys/fs/cgroup/unified"
-	if have, err := os.ReadFile(second + "/cgroup.controllers"); err != nil || len(strings.TrimSpace(string(have))) == 0 {
+	if have, err := os.ReadFile(secondHierarchy + "/cgroup.controllers"); err != nil || len(strings.TrimSpace(string(have))) == 0 {
 		return crun
 	}
 	path = filepath.Join(dir, "crun-without-hybrid")
-	must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -m --propagation unchanged sh -c 'mount --make-rslave /sys/fs/cgroup && umount %s && exec %s \"$@\"' crun \"$@\"\n", second, crun), 0o755))
+	must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -m --propagation unchanged sh -c 'mount --make-rslave /sys/fs/cgroup && umount %s && exec %s \"$@\"' crun \"$@\"\n", secondHierarchy, crun), 0o755))
 	return path
+}
+
+// A daemon under this program, and all that it starts, sees no second hierarchy: crun can
+// be run as it is.
+const (
+	noHybridProgram = "gantry-test-no-hybrid"
+	noHybridDaemon  = "GANTRY_TEST_NO_HYBRID_DAEMON"
+)
+
+// noHybridMain becomes the daemon, in a mount namespace of its own.
+func noHybridMain() {
+	runtime.LockOSThread() // the namespace is the thread's, and so is what it becomes
+	must(unix.Unshare(unix.CLONE_NEWNS))
+	must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""))
+	if err := unix.Unmount(secondHierarchy, 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		must(err) // but for one that is not there
+	}
+	real := os.Getenv(noHybridDaemon)
+	must(unix.Exec(real, append([]string{real}, os.Args[1:]...), os.Environ()))
 }
 
 // runtimesKnown is what the daemon has learnt of its runtimes, which must be

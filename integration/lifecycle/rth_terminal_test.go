@@ -27,7 +27,7 @@ func terminalSurvives(t *testing.T, opts ...daemon.Option) {
 	t.Parallel()
 	d := start(t, append(opts, daemon.Edit(withGantry))...)
 	b := boxWith(t, d, "gantry")
-	c := b.script("app", "trap 'echo hung up; exit 9' HUP; n=0; while read l; do case $l in end) exit 6;; esac; n=$((n+1)); echo \"$n is $l ($(stty size))\"; done; echo no more; exit 8")
+	c := b.script("app", "trap 'echo hung up; exit 9' HUP; trap 'echo last words; exit 6' USR1; n=0; while read l; do n=$((n+1)); echo \"$n is $l ($(stty size))\"; done; echo no more; exit 8")
 	c.Tty, c.Stdin = true, true
 	id := b.run(c)
 	pid := b.pid(id)
@@ -58,9 +58,20 @@ func terminalSurvives(t *testing.T, opts ...daemon.Option) {
 	}
 	sizes <- remotecommand.TerminalSize{Width: 100, Height: 30}
 	eventually(t, ample, func() error { return say("30 100") })
-	// It ends while there is no supervisor, and what it said last is not lost.
-	kill(t, supervisors(t, d)[0])
-	session.write("last\nend\n")
+	// It ends while there is nobody, and what it said last is not lost.
+	old := supervisors(t, d)[0]
+	d.Kill()
+	kill(t, old)
+	if err := unix.Kill(pid, unix.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, ample, func() error {
+		if alive(pid) {
+			return errors.New("it does not end")
+		}
+		return nil
+	})
+	d.Up()
 	if s := b.exited(id); s.ExitCode != 6 {
 		t.Errorf("code %d", s.ExitCode)
 	}
@@ -70,7 +81,7 @@ func terminalSurvives(t *testing.T, opts ...daemon.Option) {
 			t.Errorf("line %d is not once in the log", n)
 		}
 	}
-	if !strings.Contains(log, fmt.Sprintf("%d is last (30 100)", said+1)) || strings.Contains(log, "hung up") {
+	if !strings.Contains(log, "last words") || strings.Contains(log, "hung up") {
 		t.Errorf("the log ends with %q", log[max(0, len(log)-200):])
 	}
 	eventually(t, soon, func() error {

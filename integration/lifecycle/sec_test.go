@@ -487,7 +487,12 @@ func TestSEC_36_PathEscape(t *testing.T) {
 // another profile is another filter.
 func TestSEC_12_FilterCompiledOnce(t *testing.T) {
 	t.Parallel()
-	b := boxWith(t, start(t, daemon.Edit(addCrun)), crunHandler)
+	d := start(t, append(under(t, noHybridProgram, noHybridDaemon), daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+		addHandler(in, c, "as-it-is", daemon.Config{
+			"runtime_type": "io.containerd.gantry.v2", "sandboxer": "shim", "options": in.RuncOptions(daemon.Config{"BinaryName": "crun"}),
+		})
+	}))...)
+	b := boxWith(t, d, "as-it-is", hostNetwork)
 	other := filepath.Join(t.TempDir(), "no-mkdir.json")
 	text := `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`
 	must(os.WriteFile(other, []byte(text), 0o644))
@@ -506,8 +511,8 @@ func TestSEC_12_FilterCompiledOnce(t *testing.T) {
 		if got := strings.Contains(spec, "run.oci.seccomp_bpf_data"); got != step.given {
 			t.Errorf("%s: crun is given a filter: %v", step.name, got)
 		}
-		out := sh(b.Daemon, id, "unshare -m true 2>/dev/null && echo unshares; mkdir /tmp/x 2>/dev/null && echo makes; true")
-		if want := map[*cri.SecurityProfile]string{byDefault: "makes", nil: "makes"}[step.profile]; strings.TrimSpace(out) != want {
+		out := sh(b.Daemon, id, "unshare -U true 2>/dev/null && echo unshares; mkdir /tmp/x 2>/dev/null && echo makes; true")
+		if want := map[*cri.SecurityProfile]string{byDefault: "makes", local: "unshares", nil: "unshares\nmakes"}[step.profile]; strings.TrimSpace(out) != want {
 			t.Errorf("%s: what is executed in it %q, want %q", step.name, out, want)
 		}
 		want := "2"

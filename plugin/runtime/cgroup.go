@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/plugin/cgroupspath"
+	"github.com/gantry-cri/gantry/plugin/cgrouptree"
 )
 
 // Hierarchies is the host's control groups: one tree on cgroup v2, one per
@@ -102,7 +104,7 @@ func (h *Hierarchies) Kill(ctx context.Context, path string) (int, error) {
 // a hybrid host no single hierarchy need hold them all.
 func (h *Hierarchies) killOnce(path string, dirs []string, pids []int) error {
 	for _, dir := range dirs {
-		if err := put(filepath.Join(dir, "cgroup.kill"), "1"); err != nil {
+		if _, err := put(unix.AT_FDCWD, filepath.Join(dir, "cgroup.kill"), "1"); err != nil {
 			return err
 		}
 	}
@@ -154,46 +156,58 @@ func (h *Hierarchies) killMembers(path string, pids []int) error {
 // thaw lets a group of the v1 freezer and those beneath it run: their processes
 // die only then. The groups of other hierarchies have no such file.
 func thaw(dir string) error {
-	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // removed meanwhile
-		}
-		if err != nil || !d.IsDir() {
-			return err
-		}
-		return put(filepath.Join(path, "freezer.state"), "THAWED")
+	return cgrouptree.Walk(dir, func(fd int) error {
+		_, err := put(fd, "freezer.state", "THAWED")
+		return err
 	})
 }
 
 // put writes a control file if the group has it.
-func put(file, value string) error {
-	f, err := os.OpenFile(file, os.O_WRONLY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+func put(dir int, file, value string) (wrote bool, err error) {
+	f, err := openAt(dir, file, unix.O_WRONLY)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer f.Close()
 	_, err = f.WriteString(value)
 	if errors.Is(err, unix.ENODEV) {
-		return nil // the group was removed meanwhile
+		return false, nil // the group was removed meanwhile
 	}
-	return err
+	return err == nil, err
 }
 
-// Set writes a file of the control group in the hierarchies where it has it.
-func (h *Hierarchies) Set(path, file, value string) error {
+// openAt opens a control file of a group that is open.
+func openAt(dir int, file string, flags int) (*os.File, error) {
+	for {
+		fd, err := unix.Openat(dir, file, flags|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, &fs.PathError{Op: "open", Path: file, Err: err}
+		}
+		return os.NewFile(uintptr(fd), file), nil
+	}
+}
+
+// Set writes a file of the control group in the hierarchies where it has it, and reports
+// whether there is one.
+func (h *Hierarchies) Set(path, file, value string) (done bool, err error) {
 	dirs, err := h.dirs(path)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, dir := range dirs {
-		if err := put(filepath.Join(dir, file), value); err != nil {
-			return fmt.Errorf("set %s of cgroup %s: %w", file, path, err)
+		wrote, err := put(unix.AT_FDCWD, filepath.Join(dir, file), value)
+		if err != nil {
+			return done, fmt.Errorf("set %s of cgroup %s: %w", file, path, err)
 		}
+		done = done || wrote
 	}
-	return nil
+	return done, nil
 }
 
 // Remove removes the control group and those beneath it in every hierarchy.
@@ -240,24 +254,23 @@ func (h *Hierarchies) dirs(path string) ([]string, error) {
 }
 
 // procsBeneath reads cgroup.procs of dir and of every group beneath it.
-func procsBeneath(dir string) ([]int, error) {
-	var pids []int
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil // removed meanwhile
-		}
-		if err != nil || !d.IsDir() {
-			return err
-		}
-		found, err := readProcs(filepath.Join(path, "cgroup.procs"))
+func procsBeneath(dir string) (pids []int, err error) {
+	err = cgrouptree.Walk(dir, func(fd int) error {
+		found, err := readProcs(fd)
 		pids = append(pids, found...)
 		return err
 	})
 	return pids, err
 }
 
-func readProcs(file string) ([]int, error) {
-	data, err := os.ReadFile(file)
+func readProcs(dir int) ([]int, error) {
+	const file = "cgroup.procs"
+	f, err := openAt(dir, file, unix.O_RDONLY)
+	var data []byte
+	if err == nil {
+		data, err = io.ReadAll(f)
+		f.Close()
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENODEV):
 		return nil, nil // the group was removed meanwhile
@@ -281,23 +294,24 @@ func readProcs(file string) ([]int, error) {
 
 // removeTree removes dir and the groups beneath it, the deepest first.
 func removeTree(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if err := cgrouptree.Prune(dir); err != nil {
 		return err
-	}
-	for _, e := range entries {
-		if !e.IsDir() {
-			continue
-		}
-		if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
-			return err
-		}
 	}
 	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// Prune removes the groups beneath the control group in every hierarchy, however deep
+// they are. It fails where a process is left in one.
+func (h *Hierarchies) Prune(path string) error {
+	dirs, err := h.dirs(path)
+	for _, dir := range dirs {
+		err = errors.Join(err, cgrouptree.Prune(dir))
+	}
+	if err != nil {
+		return fmt.Errorf("remove groups beneath cgroup %s: %w", path, err)
 	}
 	return nil
 }

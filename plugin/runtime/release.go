@@ -73,6 +73,10 @@ func (t *Tasks) Release(ctx context.Context, id string, spec []byte) error {
 	}
 	if err != nil {
 		_, killed := t.kill(ctx, id, path)
+		if killed == nil {
+			// A runtime cannot remove what is nested deeper than a path can tell.
+			killed = t.cgs.Prune(path)
+		}
 		return fmt.Errorf("release task: %w", errors.Join(err, killed))
 	}
 	if _, err := t.clear(ctx, id, spec); err != nil {

@@ -76,8 +76,10 @@ type Cgroups interface {
 	// beneath it, and returns when none is left.
 	KillMarked(ctx context.Context, path string, m Mark) error
 	// Set writes a file of the control group where it has it, on whichever
-	// hierarchy.
-	Set(path, file, value string) error
+	// hierarchy, and reports whether it has it anywhere.
+	Set(path, file, value string) (done bool, err error)
+	// Prune removes the groups beneath the control group.
+	Prune(path string) error
 	// Remove takes the empty control group away.
 	Remove(path string) error
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/containerd/cgroups/v3/cgroup2"
+	"github.com/containerd/log"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -44,7 +45,11 @@ func makeUnified(rel string) error {
 	if err != nil {
 		return err
 	}
-	return m.ToggleControllers([]string{"memory"}, cgroup2.Enable)
+	if err := m.ToggleControllers([]string{"memory"}, cgroup2.Enable); err != nil {
+		// As where somebody has put a process into the pod's own group.
+		log.L.WithError(err).WithField("cgroup", rel).Warn("the memory of a shim is counted to its pod alone")
+	}
+	return nil
 }
 
 // Vacate puts the processes of the control group to where this process is.

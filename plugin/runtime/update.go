@@ -68,7 +68,7 @@ func (t *Task) setResources(ctx context.Context, path string, c Change) error {
 		return refused // it is not for the quota
 	}
 	for _, file := range []struct{ name, value string }{{"cpu.cfs_quota_us", "-1"}, {"cpu.max", "max"}} {
-		if err := t.tasks.cgs.Set(path, file.name, file.value); err != nil {
+		if _, err := t.tasks.cgs.Set(path, file.name, file.value); err != nil {
 			return fmt.Errorf("update task %s: lift the CPU quota: %w", t.ID(), err)
 		}
 	}
@@ -104,7 +104,8 @@ type hugepages struct {
 // limits later: with each update it sets those of the creation, which the kernel refuses
 // while more pages are in use.
 func takeHugepages(req *CreateRequest) (hugepages, error) {
-	if !config.RuncUpdates(req.Handler.Runtime) || !bytes.Contains(req.Spec, []byte(`"hugepageLimits"`)) {
+	// A restored container has no group before its start.
+	if req.Checkpoint != "" || !config.RuncUpdates(req.Handler.Runtime) || !bytes.Contains(req.Spec, []byte(`"hugepageLimits"`)) {
 		return hugepages{}, nil
 	}
 	var s specs.Spec
@@ -139,12 +140,18 @@ func (t *Tasks) setHugepages(path string, before, after *specs.LinuxResources) e
 		if limit == noPageLimit {
 			value, v2 = "-1", "max"
 		}
+		some := false
 		for _, file := range []struct{ name, value string }{
 			{".limit_in_bytes", value}, {".rsvd.limit_in_bytes", value}, {".max", v2}, {".rsvd.max", v2},
 		} {
-			if err := t.cgs.Set(path, "hugetlb."+size+file.name, file.value); err != nil {
+			done, err := t.cgs.Set(path, "hugetlb."+size+file.name, file.value)
+			if err != nil {
 				return fmt.Errorf("set huge page limit: %w", err)
 			}
+			some = some || done
+		}
+		if !some {
+			return fmt.Errorf("set huge page limit: cgroup %s has none for pages of %s: %w", path, size, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil

@@ -27,6 +27,7 @@ type members struct {
 	rounds [][]int
 	asked  int
 	wrote  map[string]string
+	lacks  bool
 	err    error
 }
 
@@ -35,9 +36,9 @@ func (g *members) Procs(string) ([]int, error) {
 	return append([]int{}, g.rounds[min(g.asked-1, len(g.rounds)-1)]...), nil
 }
 
-func (g *members) Set(path, file, value string) error {
+func (g *members) Set(path, file, value string) (bool, error) {
 	g.wrote[path+" "+file] = value
-	return g.err
+	return !g.lacks, g.err
 }
 
 func sleeper(t *testing.T) int {
@@ -147,6 +148,10 @@ func TestSetHugepages(t *testing.T) {
 	if err := (&Tasks{cgs: g}).setHugepages("/g", nil, limits("2MB", 1)); !errors.Is(err, context.Canceled) {
 		t.Errorf("a failure became %v", err)
 	}
+	g = &members{wrote: map[string]string{}, lacks: true}
+	if err := (&Tasks{cgs: g}).setHugepages("/g", nil, limits("2MB", 1)); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a group without such limits: %v", err)
+	}
 }
 
 // TestTakeHugepages: runc is not told of huge page limits where it is to set limits
@@ -177,7 +182,11 @@ func TestTakeHugepages(t *testing.T) {
 			t.Errorf("%s: %+v, %s", name, got, req.Spec)
 		}
 	}
-	req := CreateRequest{Handler: record.Handler{Runtime: "io.containerd.runc.v2"}, Spec: []byte(`{"hugepageLimits"`)}
+	req := CreateRequest{Handler: record.Handler{Runtime: "io.containerd.runc.v2"}, Spec: []byte(with), Checkpoint: "/x"}
+	if got, err := takeHugepages(&req); err != nil || got.limits != nil {
+		t.Errorf("of one that is restored: %+v, %v", got, err)
+	}
+	req = CreateRequest{Handler: record.Handler{Runtime: "io.containerd.runc.v2"}, Spec: []byte(`{"hugepageLimits"`)}
 	if _, err := takeHugepages(&req); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a broken specification: %v", err)
 	}

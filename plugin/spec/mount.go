@@ -157,7 +157,7 @@ func cgroupMount(in *ContainerInput) specs.Mount {
 	mode := "ro"
 	// On version 2 with a namespace of its own, where the limits at the top are
 	// not the container's to write, systemd makes its groups.
-	delegated := in.Systemd && in.Host.Cgroup.V2() && hasCgroupNamespace(in)
+	delegated := makesGroups(in) && in.Host.Cgroup.V2() && hasCgroupNamespace(in)
 	if in.privileged() || in.Handler.CgroupWritable || delegated {
 		mode = "rw"
 	}

@@ -9,10 +9,14 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/plugin/cgroupspath"
+	"github.com/gantry-cri/gantry/plugin/facts"
 )
 
 // systemdSignal is what makes systemd shut down; SIGTERM makes it start again.
 const systemdSignal = "SIGRTMIN+3"
+
+// systemdDir is where systemd expects its hierarchy of version 1.
+const systemdDir = cgroupDir + "/systemd"
 
 // MayBeSystemd reports whether a container's command has a name that systemd
 // goes by. Only the program that it leads to in the image tells for sure.
@@ -42,12 +46,21 @@ func systemdMounts() []specs.Mount {
 	return list
 }
 
-// hasSystemdGroup reports whether systemd may make groups of its own on version 1: in
-// the hierarchy that is for it, which limits nothing, and below its own group. In a user
-// namespace that is not its own.
+// makesGroups reports whether the container's systemd is to make groups of its own, which
+// it does as the first process of the container's namespace only.
+func makesGroups(in *ContainerInput) bool {
+	return in.Systemd && in.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == cri.NamespaceMode_CONTAINER
+}
+
+// hasSystemdGroup reports whether systemd may make groups on version 1: in the hierarchy
+// that is for it, which limits nothing, and below its own group. In a user namespace that
+// is not its own, and who mounts the host's control groups has it see the host's paths.
 func hasSystemdGroup(in *ContainerInput) bool {
-	return in.Systemd && !in.privileged() && !in.Handler.CgroupWritable && in.Handler.HostCgroups &&
-		!in.Host.Cgroup.V2() && in.Host.Cgroup.Systemd != "" && podUserns(in.Pod) == nil
+	return makesGroups(in) && !in.privileged() && !in.Handler.CgroupWritable && in.Handler.HostCgroups &&
+		!in.Host.Cgroup.V2() && in.Host.Cgroup.Systemd != "" && podUserns(in.Pod) == nil &&
+		!slices.ContainsFunc(slices.Concat(in.Mounts, in.NodeMounts, in.Volumes), func(m facts.Mount) bool {
+			return covers(path.Clean(m.Destination), systemdDir) || covers(systemdDir, path.Clean(m.Destination))
+		})
 }
 
 // systemdGroup is the container's group in systemd's hierarchy. The runtime has made it
@@ -58,7 +71,7 @@ func systemdGroup(in *ContainerInput) (specs.Mount, error) {
 		return specs.Mount{}, err
 	}
 	return specs.Mount{
-		Destination: path.Join(cgroupDir, "systemd"), Type: "bind", Source: path.Join(in.Host.Cgroup.Systemd, group),
+		Destination: systemdDir, Type: "bind", Source: path.Join(in.Host.Cgroup.Systemd, group),
 		Options: []string{"bind", rprivate, "nosuid", "noexec", "nodev", "rw"},
 	}, nil
 }

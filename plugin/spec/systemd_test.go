@@ -116,10 +116,13 @@ func testSystemdGroup(t *testing.T) {
 		if ok != (tc.source != "") || m.Source != tc.source {
 			t.Errorf("%s: %+v", name, m)
 		}
+		namespaced := slices.ContainsFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.CgroupNamespace })
+		if namespaced != (ok || name == "version 2") {
+			t.Errorf("%s: a namespace of control groups: %v", name, namespaced)
+		}
 		if !ok {
 			continue
 		}
-		namespaced := slices.ContainsFunc(s.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.CgroupNamespace })
 		if all, _ := findMount(s, cgroupDir); !namespaced || !slices.Contains(all.Options, "ro") || !slices.Contains(m.Options, "rw") {
 			t.Errorf("%s: namespace %v, %+v, %+v", name, namespaced, all, m)
 		}

@@ -50,13 +50,11 @@ func (r *Runtime) Update(ctx context.Context, l *specs.LinuxResources) error {
 		setting.Lock()
 		defer setting.Unlock()
 	}
-	if err = m.Set(after); err == nil {
-		err = r.keep(after)
-	}
-	if err == nil {
+	if err = m.Set(after); err != nil {
+		err = fmt.Errorf("set limits of the control group: %w", err)
+	} else if err = r.keep(after); err == nil {
 		return nil
 	}
-	err = fmt.Errorf("set limits of the control group: %w", err)
 	if again := m.Set(before); again != nil {
 		err = errors.Join(err, fmt.Errorf("set those of before: %w", again))
 	}
@@ -91,8 +89,8 @@ func (r *Runtime) freeze(to cgroups.FreezerState, verb string, ask func() error)
 		return err
 	}
 	// The library takes a freezer that it cannot open for one that is thawed.
-	if frozen, known := s.frozen(); to == cgroups.Thawed && (frozen || !known) {
-		return fmt.Errorf("%s the control group: it is frozen still: %w", verb, errdefs.ErrUnavailable)
+	if _, known := s.frozen(); to == cgroups.Thawed && !known {
+		return fmt.Errorf("%s the control group: whether it is frozen cannot be read: %w", verb, errdefs.ErrUnavailable)
 	}
 	return nil
 }

@@ -2,10 +2,11 @@ package oci
 
 import (
 	"crypto/sha256"
+	"debug/elf"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,17 +29,28 @@ const (
 	seccompAnnotations = "run.oci.seccomp"
 )
 
-// maxFilters bounds the memory that filters take: one has some 10 KiB.
-const maxFilters = 64
+const (
+	// maxFilters bounds the memory that filters take: one has some 10 KiB.
+	maxFilters = 64
+	// filterAge is how long one is used: libseccomp may be another by then, and know
+	// more.
+	filterAge = time.Hour
+)
 
 // Filters are seccomp filters that crun has compiled: to do that takes as long as the
-// rest of what crun does for a container. They are learned from what crun leaves behind,
-// so a runtime that leaves none, as runc, is not touched.
+// rest of what crun does for a container. They are learned from what crun leaves behind.
+// A later crun that keeps filters by itself is left alone, and so is every other program:
+// a wrapper may change the profile before crun reads it.
 //
 // The zero value has none. It is safe for concurrent use.
 type Filters struct {
 	mu       sync.Mutex
-	compiled map[filterKey]string // in base64
+	compiled map[filterKey]filter
+}
+
+type filter struct {
+	code string // in base64
+	at   time.Time
 }
 
 type filterKey struct {
@@ -53,75 +65,82 @@ type program struct {
 	changed  time.Time
 }
 
-// programOf finds the runtime's program.
-func programOf(name string) (program, error) {
+// crunProgram finds crun by a runtime's name. It is not ok for a program of another name,
+// or a script.
+func crunProgram(name string) (p program, ok bool) {
 	path, err := exec.LookPath(name)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil || filepath.Base(path) != "crun" {
+		return program{}, false
+	}
+	f, err := os.Open(path)
 	if err != nil {
-		return program{}, err
+		return program{}, false
+	}
+	defer f.Close()
+	magic := make([]byte, len(elf.ELFMAG))
+	if _, err := io.ReadFull(f, magic); err != nil || string(magic) != elf.ELFMAG {
+		return program{}, false
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return program{}, fmt.Errorf("look at %s: %w", path, err)
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return program{}, false
 	}
-	return program{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, changed: time.Unix(st.Ctim.Unix())}, nil
+	return program{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, changed: time.Unix(st.Ctim.Unix())}, true
 }
 
-// give puts into a bundle's specification the filter that the program has compiled for
-// the same profile before. Where there is none, keep takes what the program has compiled
-// out of the directory that it keeps the container in. Nothing here is a reason to fail:
-// without a filter the program compiles one.
-func (f *Filters) give(name, bundle string) (keep func(dir string)) {
+// give puts into a bundle's specification the filter that crun has compiled for the same
+// profile before. Where there is none, keep takes what it has compiled out of the
+// directory that it keeps the container in. Nothing here is a reason to fail: without a
+// filter crun compiles one. root is where crun keeps all containers.
+func (f *Filters) give(name, root, bundle string) (keep func(dir string)) {
 	nothing := func(string) {}
-	by, err := programOf(name)
-	if f == nil || err != nil { // the runtime's own error will tell
+	if f == nil {
 		return nothing
 	}
-	keep = func(dir string) { f.keep(by, bundle, dir) }
-	if !f.knows(by) {
-		return keep
+	by, ok := crunProgram(name)
+	if own, _ := filepath.Glob(filepath.Join(root, ownCache)); !ok || len(own) > 0 {
+		return nothing
 	}
+	keep = func(dir string) { f.keep(by, dir) }
 	spec, profile, ok := profileOf(bundle)
 	if !ok {
 		return nothing
 	}
 	f.mu.Lock()
-	compiled, ok := f.compiled[filterKey{by, profile}]
+	had, ok := f.compiled[filterKey{by, profile}]
 	f.mu.Unlock()
-	if !ok {
+	if !ok || time.Since(had.at) > filterAge {
 		return keep
 	}
-	if spec, err = annotate(spec, compiled); err == nil {
+	if spec, err := annotate(spec, had.code); err == nil {
 		_ = replace(filepath.Join(bundle, specFile), spec)
 	}
 	return nothing
 }
 
-func (f *Filters) knows(by program) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for k := range f.compiled {
-		if k.by == by {
-			return true
-		}
-	}
-	return false
-}
+// ownCache is where crun keeps filters by itself, if it does.
+const ownCache = ".cache/seccomp/*"
 
-func (f *Filters) keep(by program, bundle, dir string) {
+// keep goes by the copy of the specification that crun has left, which is what it has
+// compiled.
+func (f *Filters) keep(by program, dir string) {
 	b, err := os.ReadFile(filepath.Join(dir, filterFile))
 	if err != nil || len(b) == 0 || len(b)%filterStep != 0 {
 		return
 	}
-	_, profile, ok := profileOf(bundle)
+	_, profile, ok := profileOf(dir)
 	if !ok {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.compiled == nil || len(f.compiled) >= maxFilters {
-		f.compiled = map[filterKey]string{}
+		f.compiled = map[filterKey]filter{}
 	}
-	f.compiled[filterKey{by, profile}] = base64.StdEncoding.EncodeToString(b)
+	f.compiled[filterKey{by, profile}] = filter{base64.StdEncoding.EncodeToString(b), time.Now()}
 }
 
 // filterStep is the size of an instruction of a filter, struct sock_filter.
@@ -130,10 +149,10 @@ const filterStep = 8
 // specFile is a bundle's specification.
 const specFile = "config.json"
 
-// profileOf reads a bundle's specification and returns the digest of its seccomp
+// profileOf reads the specification in a directory and returns the digest of its seccomp
 // profile. It is not ok where the filter depends on more than that.
-func profileOf(bundle string) (spec []byte, digest [sha256.Size]byte, ok bool) {
-	spec, err := os.ReadFile(filepath.Join(bundle, specFile))
+func profileOf(dir string) (spec []byte, digest [sha256.Size]byte, ok bool) {
+	spec, err := os.ReadFile(filepath.Join(dir, specFile))
 	if err != nil {
 		return nil, digest, false
 	}

@@ -10,14 +10,20 @@ import (
 
 const filterSpec = `{"ociVersion":"1.0.2","annotations":{"a":"<b>"},"process":{"env":["x=\u00e9"],"user":{"uid":4294967295}},"linux":{"seccomp":{"defaultAction":"SCMP_ACT_ERRNO"}}}`
 
-// crun is a bundle, a directory as crun keeps one, and a program.
-type crun struct{ bundle, dir, program string }
+// crun is a bundle, a directory as crun keeps one below root, and a program.
+type crun struct{ bundle, root, dir, program string }
+
+const crunText = "\x7fELF and so on"
 
 func newCrun(t *testing.T, spec string) crun {
 	t.Helper()
-	c := crun{t.TempDir(), t.TempDir(), filepath.Join(t.TempDir(), "crun")}
+	root := t.TempDir()
+	c := crun{t.TempDir(), root, filepath.Join(root, "a"), filepath.Join(t.TempDir(), "crun")}
+	if err := os.Mkdir(c.dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	c.put(t, filepath.Join(c.bundle, "config.json"), spec)
-	c.put(t, c.program, "#!/bin/sh\n")
+	c.put(t, c.program, crunText)
 	return c
 }
 
@@ -41,7 +47,8 @@ func (c crun) spec(t *testing.T) string {
 func (c crun) create(t *testing.T, f *Filters, spec string) bool {
 	t.Helper()
 	c.put(t, filepath.Join(c.bundle, "config.json"), spec)
-	keep := f.give(c.program, c.bundle)
+	keep := f.give(c.program, c.root, c.bundle)
+	c.put(t, filepath.Join(c.dir, "config.json"), c.spec(t))
 	has := strings.Contains(c.spec(t), `"run.oci.seccomp_bpf_data":"ZmlsdGVyZWQ="`)
 	c.put(t, filepath.Join(c.dir, "seccomp.bpf"), "filtered")
 	keep(c.dir)
@@ -90,7 +97,23 @@ func TestFilters(t *testing.T) {
 	if !c.create(t, &f, strings.Replace(filterSpec, `{"a":"<b>"}`, "null", 1)) {
 		t.Error("with no annotations it is given no filter")
 	}
-	c.put(t, c.program, "#!/bin/sh\n# another version\n")
+	for key, had := range f.compiled {
+		had.at = had.at.Add(-2 * filterAge)
+		f.compiled[key] = had
+	}
+	if c.create(t, &f, filterSpec) || !c.create(t, &f, filterSpec) {
+		t.Error("an old filter is given, or is not made anew")
+	}
+	// What crun has read is what counts, and not what it was to read.
+	looser := strings.Replace(filterSpec, "ERRNO", "LOG", 1)
+	c.put(t, filepath.Join(c.bundle, "config.json"), looser)
+	keep := f.give(c.program, c.root, c.bundle)
+	c.put(t, filepath.Join(c.dir, "config.json"), filterSpec)
+	keep(c.dir)
+	if c.create(t, &f, looser) {
+		t.Error("the filter of another profile is given")
+	}
+	c.put(t, c.program, crunText+", another version")
 	if c.create(t, &f, filterSpec) {
 		t.Error("another program is given the filter")
 	}
@@ -100,18 +123,35 @@ func TestFiltersOfNobody(t *testing.T) {
 	var f Filters
 	c := newCrun(t, filterSpec)
 	for range 2 { // as runc, it leaves nothing
-		f.give(c.program, c.bundle)(c.dir)
+		f.give(c.program, c.root, c.bundle)(c.dir)
 	}
+	c.put(t, filepath.Join(c.dir, "config.json"), filterSpec)
 	c.put(t, filepath.Join(c.dir, "seccomp.bpf"), "odd")
-	f.give(c.program, c.bundle)(c.dir)
-	f.give(filepath.Join(c.dir, "absent"), c.bundle)(c.dir)
+	f.give(c.program, c.root, c.bundle)(c.dir)
+	f.give(filepath.Join(c.dir, "absent"), c.root, c.bundle)(c.dir)
 	var none *Filters
-	none.give(c.program, c.bundle)(c.dir)
+	none.give(c.program, c.root, c.bundle)(c.dir)
+	// A wrapper may change what it is told, and a later crun needs no help.
+	c.put(t, filepath.Join(c.dir, "seccomp.bpf"), "filtered")
+	script, other := filepath.Join(t.TempDir(), "crun"), filepath.Join(t.TempDir(), "wrapper")
+	c.put(t, script, "#!/bin/sh\n")
+	c.put(t, other, crunText)
+	for _, program := range []string{script, other} {
+		f.give(program, c.root, c.bundle)(c.dir)
+	}
+	cache := filepath.Join(c.root, ".cache", "seccomp")
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c.put(t, filepath.Join(cache, "0123"), "filtered")
+	f.give(c.program, c.root, c.bundle)(c.dir)
 	if c.spec(t) != filterSpec || len(f.compiled) != 0 {
 		t.Errorf("%d filters, %s", len(f.compiled), c.spec(t))
 	}
+	if err := os.RemoveAll(cache); err != nil {
+		t.Fatal(err)
+	}
 	// There is an end to what is kept.
-	c.put(t, filepath.Join(c.dir, "seccomp.bpf"), "filtered")
 	for i := range maxFilters + 9 {
 		c.create(t, &f, strings.Replace(filterSpec, "<b>", strings.Repeat("x", i), 1))
 		c.create(t, &f, strings.Replace(filterSpec, "ERRNO", strings.Repeat("X", i), 1))

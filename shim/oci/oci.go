@@ -68,7 +68,7 @@ func (r *Runtime) Create(ctx context.Context, p Process) (pid int, err error) {
 	if p.Console != nil {
 		o.ConsoleSocket = p.Console
 	}
-	keep := r.Filters.give(cmp.Or(r.runc.Command, runc.DefaultCommand), r.bundle)
+	keep := r.Filters.give(cmp.Or(r.runc.Command, runc.DefaultCommand), r.runc.Root, r.bundle)
 	if err := r.runc.Create(ctx, r.id, r.bundle, o); err != nil {
 		return 0, r.explain("create", r.runc.Log, err)
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/go-runc"
 	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/plugin/cgrouptree"
 )
 
 // stateName is the file in which runc writes down what it has made.
@@ -100,7 +102,15 @@ func (r *Runtime) Delete(ctx context.Context, force bool) error {
 	if !ok {
 		s, ok = r.readCrun()
 	}
-	if err == nil && len(h.Poststop) == 0 && ok && s.plain() && s.ended() && removeGroups(ctx, s.CgroupPaths) {
+	over := ok && s.ended()
+	if over {
+		for _, p := range s.CgroupPaths {
+			// A container may have made groups, deeper than the runtime can go. Where
+			// this fails so does what follows.
+			_ = cgrouptree.Prune(p)
+		}
+	}
+	if err == nil && len(h.Poststop) == 0 && over && s.plain() && removeGroups(ctx, s.CgroupPaths) {
 		if err := os.RemoveAll(r.dir()); err != nil {
 			return fmt.Errorf("remove the directory of the OCI runtime: %w", err)
 		}

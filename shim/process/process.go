@@ -130,6 +130,12 @@ func (p *Process) Signal(s unix.Signal) error {
 	return nil
 }
 
+// Reap reaps the process if it is a child that has ended and that nobody has reaped.
+func (p *Process) Reap() {
+	// The error is that it is none.
+	_ = p.control(func(fd int) error { return unix.Waitid(unix.P_PIDFD, fd, nil, unix.WEXITED|unix.WNOHANG, nil) })
+}
+
 // File returns another descriptor of a file that the process has open as number n,
 // which the caller is to close.
 func (p *Process) File(n int) (fd int, err error) {

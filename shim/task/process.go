@@ -148,10 +148,13 @@ func (p *proc) launch(ctx context.Context, pidFile string, run func(oci.Process)
 	if err != nil {
 		return err
 	}
-	if err := s.attach(fd); err != nil || p.exec != "" {
+	if err := s.attach(fd); err != nil {
 		return err
 	}
-	return p.c.holdTerminal(s)
+	if p.exec == "" {
+		p.c.holdTerminal(ctx, s)
+	}
+	return nil
 }
 
 // start starts an exec.

@@ -254,6 +254,9 @@ func (s *streams) Close() error {
 	// The errors are that they are closed.
 	if s.console != nil {
 		_ = s.console.SetReadDeadline(end)
+		if s.out != nil {
+			_ = s.out.SetWriteDeadline(end)
+		}
 	}
 	for _, r := range s.relays {
 		_ = r.from.SetReadDeadline(end)

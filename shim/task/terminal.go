@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 
 	"github.com/containerd/errdefs"
@@ -29,13 +30,15 @@ const (
 // holdTerminal has a process that does nothing have the terminal of a container open, and
 // the FIFOs that it is copied from and to: when the last one closes a terminal, the kernel
 // hangs up those who use it, and the supervisor may die. The process ends with the
-// streams, or with the container's record.
-func (c *container) holdTerminal(s *streams) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("hold the terminal: %w", err)
-		}
-	}()
+// streams, or with the container's record. Where there can be none, the terminal ends with
+// the supervisor.
+func (c *container) holdTerminal(ctx context.Context, s *streams) {
+	if err := c.hold(s); err != nil {
+		log.G(ctx).WithError(err).WithField("task", c.ID).Warn("a terminal will not outlive its supervisor")
+	}
+}
+
+func (c *container) hold(s *streams) error {
 	binary, err := pause.Binary()
 	if err != nil {
 		return err
@@ -60,16 +63,21 @@ func (c *container) holdTerminal(s *streams) (err error) {
 			return err
 		}
 	}
-	// The directory is for those who look at processes.
+	// An empty file says that there may be one whose number was not written down.
+	pin := filepath.Join(c.dir, holderPin)
+	if err := os.WriteFile(pin, nil, 0o600); err != nil {
+		return err
+	}
 	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), program.Fd()), []string{terminalHolder, c.dir},
 		&syscall.ProcAttr{Dir: "/", Files: files, Sys: &syscall.SysProcAttr{Setsid: true}})
 	if err != nil {
 		return err
 	}
-	if err = process.Note(filepath.Join(c.dir, holderPin), pid); err == nil {
-		s.holder, err = process.OpenPinned(filepath.Join(c.dir, holderPin), pid)
+	if err = process.Note(pin, pid); err == nil {
+		s.holder, err = process.OpenPinned(pin, pid)
 	}
 	if err != nil {
+		// Nothing reaps it meanwhile: its maker holds the reaper.
 		_ = unix.Kill(pid, unix.SIGKILL)
 		_, _ = unix.Wait4(pid, nil, 0, nil)
 	}
@@ -82,7 +90,12 @@ func (c *container) retakeTerminal(ctx context.Context) *streams {
 	s := &streams{}
 	if err := c.retake(s); err != nil {
 		if c.Exit == nil || !errdefs.IsNotFound(err) {
-			log.G(ctx).WithError(err).WithField("task", c.ID).Warn("the terminal of a container is lost with its supervisor")
+			log.G(ctx).WithError(err).WithField("task", c.ID).Warn("the terminal of a container is not taken over")
+		}
+		// Whoever comes next may be able to.
+		if s.holder != nil {
+			s.holder.Close()
+			s.holder = nil
 		}
 		s.Close()
 		return &streams{}
@@ -125,19 +138,50 @@ func endHolder(p *process.Process) {
 	if err := p.Signal(unix.SIGKILL); err == nil {
 		<-p.Done()
 	}
-	// If it is a child and was not reaped yet.
-	_, _ = unix.Wait4(p.Pid(), nil, unix.WNOHANG, nil)
+	p.Reap()
 	p.Close()
 }
 
 // dropHolder ends what may be left of it when the container's record goes.
 func dropHolder(dir string) error {
-	path := filepath.Join(dir, holderPin)
-	p, err := process.OpenPinned(path, 0)
-	if err == nil {
-		endHolder(p)
-	} else if !errdefs.IsNotFound(err) && !errors.Is(err, os.ErrNotExist) {
+	pin := filepath.Join(dir, holderPin)
+	st, err := os.Stat(pin)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err == nil && st.Size() == 0 {
+		err = killUnnoted(dir)
+	} else if err == nil {
+		var p *process.Process
+		if p, err = process.OpenPinned(pin, 0); err == nil {
+			endHolder(p)
+		}
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("end the holder of a terminal: %w", err)
 	}
-	return process.Unpin(path)
+	return process.Unpin(pin)
+}
+
+// killUnnoted ends a holder whose supervisor died before it wrote the number down: by what
+// it was started with, which nobody else is.
+func killUnnoted(dir string) error {
+	found, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, file := range found {
+		line, err := os.ReadFile(file)
+		if err != nil || string(line) != terminalHolder+"\x00"+dir+"\x00" {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if err != nil {
+			return err
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	return nil
 }

@@ -438,7 +438,10 @@ func (f *Fake) KillMarked(ctx context.Context, path string, m runtime.Mark) erro
 }
 
 // Set implements runtime.Cgroups. No group has any file.
-func (f *Fake) Set(path, _, _ string) error { return f.enter("set", filepath.Base(path)) }
+func (f *Fake) Set(path, _, _ string) (bool, error) { return true, f.enter("set", filepath.Base(path)) }
+
+// Prune implements runtime.Cgroups.
+func (f *Fake) Prune(string) error { return nil }
 
 // Remove implements runtime.Cgroups.
 func (f *Fake) Remove(path string) error {
