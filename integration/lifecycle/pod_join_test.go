@@ -272,7 +272,8 @@ func TestPOD_02_RetryJoinsStart(t *testing.T) {
 			t.Errorf("operation is %+v", op)
 		}
 	}()
-	failures := retried(t, "create task", func(ctx context.Context) error {
+	// It is at "start task" for the last of them where the machine is busy.
+	failures := retried(t, ` task"`, func(ctx context.Context) error {
 		_, err := d.Runtime().StartContainer(ctx, &cri.StartContainerRequest{ContainerId: ctr})
 		return err
 	})
