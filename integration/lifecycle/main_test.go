@@ -4,10 +4,10 @@
 //
 // With GANTRY_STOCK=1 the same tests run against containerd as released, which
 // tells a wrong test from a wrong daemon. With GANTRY_HANDLER=runc pods run by
-// containerd's shim and have pause processes where a test does not say otherwise, and
-// with GANTRY_HANDLER=crun by our shim with crun. Both together have stock
-// containerd run pods by our shim: as handler gantry with pause processes, as pinned
-// without. Start reading at helpers_test.go.
+// containerd's shim and have pause processes where a test does not say otherwise; with
+// crun they run by our shim with crun, with own-old-runc by it with Debian's runc. Both
+// variables together have stock containerd run pods by our shim: as handler gantry with
+// pause processes, as pinned without. Start reading at helpers_test.go.
 package lifecycle
 
 import (
@@ -70,6 +70,8 @@ func options(more ...daemon.Option) []daemon.Option {
 	switch {
 	case defaultHandler == crunHandler:
 		opts = append(opts, daemon.Edit(addCrun))
+	case defaultHandler == oldRuncHandler:
+		opts = append(opts, daemon.Edit(addOldRunc))
 	case stock && defaultHandler == "gantry":
 		opts = append(opts, daemon.Edit(withGantry))
 	case stock && defaultHandler == "pinned":

@@ -59,14 +59,17 @@ func TestRTH_01_NamedHandlers(t *testing.T) {
 // ownRuntime is the program that runs the containers of the handler under test.
 func ownRuntime(t *testing.T) string {
 	t.Helper()
-	if defaultHandler != crunHandler {
-		return inBin(t, "runc")
+	switch defaultHandler {
+	case crunHandler:
+		path, err := exec.LookPath("crun")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	case oldRuncHandler:
+		return oldRunc
 	}
-	path, err := exec.LookPath("crun")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
+	return inBin(t, "runc")
 }
 
 // saysOfItself is what a runtime says that it can do; an old one does not know the

@@ -26,7 +26,7 @@ func TestRTH_26_OtherRuntimes(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v; scripts/install-deps installs it", err)
 	}
-	const old = "/usr/sbin/runc" // before any that is found by name
+	const old = oldRunc
 	runtimes := map[string]string{"debian-crun": crun, "old-runc": old}
 	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
 		for name, path := range runtimes {
@@ -36,11 +36,9 @@ func TestRTH_26_OtherRuntimes(t *testing.T) {
 			addHandler(in, c, name, daemon.Config{"options": in.RuncOptions(daemon.Config{"BinaryName": path})})
 		}
 		addCrun(in, c)
-		addHandler(in, c, "own-old-runc", daemon.Config{
-			"runtime_type": "io.containerd.gantry.v2", "sandboxer": "shim", "options": in.RuncOptions(daemon.Config{"BinaryName": old}),
-		})
+		addOldRunc(in, c)
 	}))
-	runtimes[slowHandler], runtimes[crunHandler], runtimes["own-old-runc"] = "", crun, old
+	runtimes[slowHandler], runtimes[crunHandler], runtimes[oldRuncHandler] = "", crun, old
 	known := runtimesKnown(t, d, crun, old)
 	for name := range runtimes {
 		config := d.PodConfig(name)
@@ -67,6 +65,18 @@ func addCrun(in *daemon.Instance, c daemon.Config) {
 	addHandler(in, c, crunHandler, daemon.Config{
 		"runtime_type": "io.containerd.gantry.v2", "sandboxer": "shim",
 		"options": in.RuncOptions(daemon.Config{"BinaryName": withoutHybrid(in.Dir, path)}),
+	})
+}
+
+// oldRuncHandler does the same with Debian's runc.
+const (
+	oldRuncHandler = "own-old-runc"
+	oldRunc        = "/usr/sbin/runc" // before any that is found by name
+)
+
+func addOldRunc(in *daemon.Instance, c daemon.Config) {
+	addHandler(in, c, oldRuncHandler, daemon.Config{
+		"runtime_type": "io.containerd.gantry.v2", "sandboxer": "shim", "options": in.RuncOptions(daemon.Config{"BinaryName": oldRunc}),
 	})
 }
 
@@ -109,7 +119,7 @@ func runtimesKnown(t *testing.T, d *daemon.Daemon, crun, old string) (known map[
 	t.Helper()
 	eventually(t, soon, func() error { // they are asked in the background
 		known, _ = handlers(t, d)
-		for handler, path := range map[string]string{crunHandler: crun, "debian-crun": crun, "old-runc": old, "own-old-runc": old} {
+		for handler, path := range map[string]string{crunHandler: crun, "debian-crun": crun, "old-runc": old, oldRuncHandler: old} {
 			rro, userns := offered(path)
 			if f := known[handler]; f.GetRecursiveReadOnlyMounts() != rro || f.GetUserNamespaces() != userns {
 				return fmt.Errorf("handler %q has %v, its runtime says %v and %v", handler, f, rro, userns)
