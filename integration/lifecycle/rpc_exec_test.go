@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"k8s.io/client-go/tools/remotecommand"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/integration/daemon"
 )
 
 // families are commands that start others. Each says that it has by making the
@@ -332,6 +334,41 @@ func TestRPC_17_DaemonDies(t *testing.T) {
 	if s := b.status(id); s.State != cri.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("the container is %s", s.State)
 	}
+	if got := b.Exec(id, "echo", "next"); got != "next\n" {
+		t.Errorf("the next command says %q", got)
+	}
+}
+
+// TestRPC_17_DaemonDiesEarly: the daemon dies while the runtime, which has begun a command
+// already, has not said so: the command is not forgotten.
+func TestRPC_17_DaemonDiesEarly(t *testing.T) {
+	t.Parallel()
+	begun, goOn := filepath.Join(t.TempDir(), "begun"), filepath.Join(t.TempDir(), "go-on")
+	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
+		text := fmt.Sprintf("#!/bin/sh\n%s \"$@\"\nrc=$?\ncase \" $* \" in *' exec '*) touch %s; while ! test -e %s; do sleep 0.05; done ;; esac\nexit $rc\n", inBin(t, "runc"), begun, goOn)
+		path := filepath.Join(in.Dir, "late-runc")
+		must(os.WriteFile(path, []byte(text), 0o755))
+		addHandler(in, c, "late", daemon.Config{
+			"runtime_type": "io.containerd.gantry.v2", "sandboxer": "shim", "options": in.RuncOptions(daemon.Config{"BinaryName": path}),
+		})
+	}))
+	b := boxWith(t, d, "late")
+	id := b.run(b.sleeper("app"))
+	f := newFamily(families["children"])
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, _ = b.Runtime().ExecSync(context.Background(), &cri.ExecSyncRequest{ContainerId: id, Cmd: f.command})
+	}()
+	eventually(t, ample, func() error {
+		_, err := os.Stat(begun)
+		return errors.Join(err, f.started(b.pid(id)))
+	})
+	b.Kill()
+	<-ended
+	b.Up()
+	must(os.WriteFile(goOn, nil, 0o600))
+	eventually(t, ample, func() error { return noneMarked(f.mark) })
 	if got := b.Exec(id, "echo", "next"); got != "next\n" {
 		t.Errorf("the next command says %q", got)
 	}

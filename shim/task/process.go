@@ -171,8 +171,11 @@ func (p *proc) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = p.launch(ctx, filepath.Join(p.c.dir, "exec-"+p.exec+".pid"), func(in oci.Process) (int, error) {
-		return p.c.runtime.Exec(ctx, p.spec, in)
+	// A runtime that is killed half-way may leave a process that nobody knows.
+	whole, cancel := uncut(ctx)
+	defer cancel()
+	err = p.launch(whole, filepath.Join(p.c.dir, "exec-"+p.exec+".pid"), func(in oci.Process) (int, error) {
+		return p.c.runtime.Exec(whole, p.spec, in)
 	})
 	if err != nil {
 		p.abandon()
