@@ -190,11 +190,9 @@ fuzz: generated ## every fuzz target for FUZZTIME (10000x)
 bench: build bin/stock/containerd ## against stock containerd on this machine, into docs/benchmarks.md (root)
 	GANTRY_BIN=$(CURDIR)/bin go run ./integration/bench -o docs/benchmarks.md
 
-# crun refuses to run where the second hierarchy has controllers beside those of version 1.
 .PHONY: bench-crun
 bench-crun: build bin/stock/containerd ## the same with crun, into docs/benchmarks-crun.md (root)
-	unshare -m --propagation slave sh -c '! mountpoint -q /sys/fs/cgroup/unified || umount /sys/fs/cgroup/unified; \
-		GANTRY_BIN=$(CURDIR)/bin exec go run ./integration/bench -subjects stock:runc,gantry:crun -only lifecycle,density -o docs/benchmarks-crun.md'
+	GANTRY_BIN=$(CURDIR)/bin scripts/without-hybrid go run ./integration/bench -subjects stock:runc,gantry:crun -only lifecycle,density -o docs/benchmarks-crun.md
 
 ##@ Checking
 

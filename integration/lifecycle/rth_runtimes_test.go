@@ -83,14 +83,15 @@ func addOldRunc(in *daemon.Instance, c daemon.Config) {
 const secondHierarchy = "/sys/fs/cgroup/unified"
 
 // withoutHybrid makes a script that hides the second hierarchy from crun, which
-// refuses to run where that has controllers beside those of version 1. All other
-// mounts are as on the host, so that those of a container may spread to it.
+// refuses to run where that has controllers beside those of version 1. It takes an empty
+// directory in its place for a hierarchy, so that is one of its own. All other mounts are
+// as on the host, so that those of a container may spread to it.
 func withoutHybrid(dir, crun string) (path string) {
 	if have, err := os.ReadFile(secondHierarchy + "/cgroup.controllers"); err != nil || len(strings.TrimSpace(string(have))) == 0 {
 		return crun
 	}
 	path = filepath.Join(dir, "crun-without-hybrid")
-	must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -m --propagation unchanged sh -c 'mount --make-rslave /sys/fs/cgroup && umount %s && exec %s \"$@\"' crun \"$@\"\n", secondHierarchy, crun), 0o755))
+	must(os.WriteFile(path, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -m --propagation unchanged sh -c 'mount --make-rslave /sys/fs/cgroup && umount %[1]s && mount -t tmpfs none %[1]s && exec %[2]s \"$@\"' crun \"$@\"\n", secondHierarchy, crun), 0o755))
 	return path
 }
 
@@ -106,8 +107,11 @@ func noHybridMain() {
 	runtime.LockOSThread() // the namespace is the thread's, and so is what it becomes
 	must(unix.Unshare(unix.CLONE_NEWNS))
 	must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""))
-	if err := unix.Unmount(secondHierarchy, 0); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		must(err) // but for one that is not there
+	switch err := unix.Unmount(secondHierarchy, 0); {
+	case err == nil:
+		must(unix.Mount("none", secondHierarchy, "tmpfs", 0, ""))
+	case !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT): // there is none
+		must(err)
 	}
 	real := os.Getenv(noHybridDaemon)
 	must(unix.Exec(real, append([]string{real}, os.Args[1:]...), os.Environ()))
