@@ -35,6 +35,14 @@ func Prune(dir string) error {
 	return walk(dir, func(int) error { return nil }, remove)
 }
 
+// Remove removes the group dir with those beneath it. It need not be there.
+func Remove(dir string) error {
+	if err := Prune(dir); err != nil {
+		return err
+	}
+	return remove(unix.AT_FDCWD, dir)
+}
+
 // walk calls before for each group, and after for each but the first, with the directory
 // that it is in, once those beneath it are done.
 func walk(dir string, before func(fd int) error, after func(in int, name string) error) error {

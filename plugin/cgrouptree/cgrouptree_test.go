@@ -54,7 +54,14 @@ func TestDeep(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("left are %v, %v", left, err)
 	}
-	if err := errors.Join(Prune(filepath.Join(dir, "absent")), Walk(filepath.Join(dir, "absent"), nil)); err != nil {
+	nest(t, dir, 30)
+	if err := Remove(dir); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the group itself: %v", err)
+	}
+	if err := errors.Join(Remove(dir), Prune(filepath.Join(dir, "absent")), Walk(filepath.Join(dir, "absent"), nil)); err != nil {
 		t.Error(err)
 	}
 }
@@ -70,6 +77,9 @@ func TestOutside(t *testing.T) {
 	var err error
 	if err = Prune(dir); !errors.Is(err, unix.ENOTEMPTY) || !strings.Contains(err.Error(), "rmdir a") {
 		t.Errorf("a directory with a link in it: %v", err)
+	}
+	if err := Remove(dir); !errors.Is(err, unix.ENOTEMPTY) {
+		t.Errorf("with what cannot be removed in it: %v", err)
 	}
 	if _, err := os.Stat(other); err != nil {
 		t.Error(err)

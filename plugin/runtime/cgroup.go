@@ -226,7 +226,7 @@ func (h *Hierarchies) Remove(path string) error {
 	}
 	var errs []error
 	for _, dir := range dirs {
-		errs = append(errs, removeTree(dir))
+		errs = append(errs, cgrouptree.Remove(dir))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove cgroup %s: %w", path, err)
@@ -290,17 +290,6 @@ func readProcs(dir int) ([]int, error) {
 		}
 	}
 	return pids, nil
-}
-
-// removeTree removes dir and the groups beneath it, the deepest first.
-func removeTree(dir string) error {
-	if err := cgrouptree.Prune(dir); err != nil {
-		return err
-	}
-	if err := unix.Rmdir(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
-	}
-	return nil
 }
 
 // Prune removes the groups beneath the control group in every hierarchy, however deep

@@ -43,7 +43,7 @@ func (r *Runtime) Start(ctx context.Context, ended <-chan struct{}) error {
 // hooks reads which hooks the specification of the bundle has. The runtime may be
 // one that puts hooks into it.
 func (r *Runtime) hooks() (h specs.Hooks, err error) {
-	data, err := os.ReadFile(filepath.Join(r.bundle, "config.json"))
+	data, err := os.ReadFile(filepath.Join(r.bundle, specFile))
 	if err != nil {
 		return h, err
 	}

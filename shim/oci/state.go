@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd/go-runc"
 	"github.com/opencontainers/cgroups"
@@ -103,53 +102,28 @@ func (r *Runtime) Delete(ctx context.Context, force bool) error {
 		s, ok = r.readCrun()
 	}
 	over := ok && s.ended()
-	if over {
-		for _, p := range s.CgroupPaths {
-			// A container may have made groups, deeper than the runtime can go. Where
-			// this fails so does what follows.
-			_ = cgrouptree.Prune(p)
-		}
-	}
-	if err == nil && len(h.Poststop) == 0 && over && s.plain() && removeGroups(ctx, s.CgroupPaths) {
+	if over && err == nil && len(h.Poststop) == 0 && s.plain() && each(s.CgroupPaths, cgrouptree.Remove) == nil {
 		if err := os.RemoveAll(r.dir()); err != nil {
 			return fmt.Errorf("remove the directory of the OCI runtime: %w", err)
 		}
 		return nil
 	}
+	if over {
+		// A container may have made groups, deeper than the runtime can go, whose own
+		// error will tell.
+		_ = each(s.CgroupPaths, cgrouptree.Prune)
+	}
 	return r.explain("delete", r.runc.Log, r.runc.Delete(ctx, r.id, &runc.DeleteOpts{Force: force}))
 }
 
-// A group can be busy for moments after the end of its last process.
-const (
-	busyLimit = 20 * time.Millisecond
-	busyPoll  = time.Millisecond
-)
-
-// removeGroups reports whether all could be removed. One that has groups in it, or a
-// process, cannot.
-func removeGroups(ctx context.Context, paths map[string]string) bool {
-	ctx, cancel := context.WithTimeout(ctx, busyLimit)
-	defer cancel()
+// each does the same to control groups until that fails.
+func each(paths map[string]string, do func(dir string) error) error {
 	for _, p := range paths {
-		if err := removeGroup(ctx, p); err != nil && !errors.Is(err, unix.ENOENT) {
-			return false
+		if err := do(p); err != nil {
+			return err
 		}
 	}
-	return true
-}
-
-func removeGroup(ctx context.Context, path string) error {
-	err := unix.Rmdir(path)
-	if !errors.Is(err, unix.EBUSY) {
-		return err
-	}
-	tick := time.NewTicker(busyPoll)
-	defer tick.Stop()
-	for errors.Is(err, unix.EBUSY) && ctx.Err() == nil {
-		<-tick.C
-		err = unix.Rmdir(path)
-	}
-	return err
+	return nil
 }
 
 // Status is what the container is: "created", "running", "paused" or "stopped". The
