@@ -1,10 +1,8 @@
 package lifecycle
 
 import (
-	"bytes"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -19,24 +17,9 @@ import (
 func anchored() daemon.Option { return daemon.Env("GANTRY_SHIM_ANCHOR", "1") }
 
 // anchors are the anchors of a daemon's supervisors.
-func anchors(t *testing.T, d *daemon.Daemon) (pids []int) {
+func anchors(t *testing.T, d *daemon.Daemon) []int {
 	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		line, err := os.ReadFile(f)
-		if err != nil || !bytes.HasPrefix(line, []byte("gantry-anchor\x00"+d.Dir+"/")) {
-			continue
-		}
-		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		pids = append(pids, pid)
-	}
-	return pids
+	return started(t, func(args []string) bool { return args[0] == "gantry-anchor" && strings.HasPrefix(args[1], d.Dir+"/") })
 }
 
 // noAnchor waits for the end of all anchors, which is after that of the supervisor.

@@ -1,7 +1,6 @@
 package lifecycle
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,7 +28,16 @@ func gantryPod(d *daemon.Daemon, name string, edits ...func(*cri.PodSandboxConfi
 }
 
 // supervisors are the processes of our own shim that belong to a daemon.
-func supervisors(t *testing.T, d *daemon.Daemon) (pids []int) {
+func supervisors(t *testing.T, d *daemon.Daemon) []int {
+	t.Helper()
+	return started(t, func(args []string) bool {
+		return strings.HasPrefix(filepath.Base(args[0]), "containerd-shim-gantry-") && slices.Contains(args, "serve") && strings.Contains(strings.Join(args, " "), d.Dir+"/")
+	})
+}
+
+// started are the processes that were started with certain arguments, the first of which
+// is their name.
+func started(t *testing.T, with func(args []string) bool) (pids []int) {
 	t.Helper()
 	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -37,8 +45,7 @@ func supervisors(t *testing.T, d *daemon.Daemon) (pids []int) {
 	}
 	for _, f := range files {
 		line, err := os.ReadFile(f)
-		args := strings.Split(string(line), "\x00")
-		if err != nil || !strings.HasPrefix(filepath.Base(args[0]), "containerd-shim-gantry-") || !slices.Contains(args, "serve") || !bytes.Contains(line, []byte(d.Dir+"/")) {
+		if err != nil || !with(strings.Split(string(line), "\x00")) {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))

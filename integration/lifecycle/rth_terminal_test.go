@@ -1,11 +1,8 @@
 package lifecycle
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -47,6 +44,9 @@ func terminalSurvives(t *testing.T, opts ...daemon.Option) {
 	}
 	sizes <- remotecommand.TerminalSize{Width: 80, Height: 24}
 	eventually(t, ample, func() error { return say("24 80") })
+	if held := terminalHolders(t, d); len(held) != 1 {
+		t.Errorf("the terminal is held by %v", held)
+	}
 	for range 3 {
 		old := supervisors(t, d)[0]
 		kill(t, old)
@@ -109,17 +109,9 @@ func (b *box) alive(id string, pid int) {
 }
 
 // terminalHolders are the processes that hold terminals for a daemon's supervisors.
-func terminalHolders(t *testing.T, d *daemon.Daemon) (pids []string) {
+func terminalHolders(t *testing.T, d *daemon.Daemon) []int {
 	t.Helper()
-	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		line, err := os.ReadFile(f)
-		if err == nil && bytes.HasPrefix(line, []byte("gantry-terminal\x00")) && bytes.Contains(line, []byte(d.Dir+"/")) {
-			pids = append(pids, filepath.Base(filepath.Dir(f)))
-		}
-	}
-	return pids
+	return started(t, func(args []string) bool {
+		return args[0] == "gantry-terminal" && strings.HasPrefix(args[1], d.Dir+"/")
+	})
 }
