@@ -34,7 +34,7 @@ const defaultConflist = `{
 // writeConfig writes config.toml, the CNI configuration and the directories
 // they name.
 func (in *Instance) writeConfig() error {
-	for _, d := range []string{in.Root, in.State, in.CNIDir, in.LogDir, in.path("s"), in.path("tmp"), in.path("conf.d"), in.path("certs.d")} {
+	for _, d := range []string{in.Root, in.CNIDir, in.LogDir, in.path("tmp"), in.path("conf.d"), in.path("certs.d")} {
 		if err := os.MkdirAll(d, 0o711); err != nil {
 			return fmt.Errorf("make directory: %w", err)
 		}

@@ -105,11 +105,29 @@ func prepare(opts []Option) (*Instance, error) {
 		slot:         s,
 		settle:       settleTimeout,
 	}
-	if err := errors.Join(os.Chmod(dir, 0o711), s.write(dir), in.writeConfig(), in.connect()); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o711), s.write(dir), in.mountState(), in.writeConfig(), in.connect()); err != nil {
 		return nil, errors.Join(err, in.Discard())
 	}
 	return in, nil
 }
+
+// mountState puts what is under /run on a node on a tmpfs, as /run is: the state
+// directory, the sockets of the shims with what these keep beside them, and runc's
+// directory. On a disk each file that is replaced there waits for it. Whoever removes
+// the daemon's directory unmounts them (host.Scope).
+func (in *Instance) mountState() error {
+	for _, dir := range in.mounts() {
+		if err := os.Mkdir(dir, 0o711); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+		if err := syscall.Mount("tmpfs", dir, "tmpfs", syscall.MS_NOSUID|syscall.MS_NODEV, "mode=711"); err != nil {
+			return fmt.Errorf("mount tmpfs on %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+func (in *Instance) mounts() []string { return []string{in.State, in.path("s"), in.path("runc")} }
 
 func (in *Instance) path(name string) string { return filepath.Join(in.Dir, name) }
 
@@ -119,6 +137,7 @@ func (in *Instance) LogPath() string { return in.path("containerd.log") }
 // Scope says what on this machine belongs to the daemon.
 func (in *Instance) Scope() host.Scope {
 	s := in.slot.scope(in.Dir)
+	s.Mounts = in.mounts()
 	if in.running() != nil {
 		s.Expected = append(s.Expected, in.set.expected...)
 		s.Client = in.client

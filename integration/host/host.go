@@ -31,6 +31,8 @@ type Scope struct {
 	Marker string
 	// Dir holds everything the daemon writes.
 	Dir string
+	// Mounts are below Dir, and what is in them is the daemon's too.
+	Mounts []string
 	// CgroupParent is the cgroup above all of its pods, with a leading slash.
 	CgroupParent string
 	// Bridge is the host's end of its pod network, Network its CNI name,

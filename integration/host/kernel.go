@@ -144,7 +144,7 @@ func (s Scope) removeCgroups(ctx context.Context) error {
 var notOwned = regexp.MustCompile(`^(blobs|ingest|snapshots|layers|logs|io\.containerd\.(content|snapshotter)\..*)$`)
 
 // files lists files and directories named after an ID below the scope's
-// directory, without looking into mounts.
+// directory, without looking into mounts but those that the scope has itself.
 func (s Scope) files(context.Context) ([]string, error) {
 	points, err := s.mountpoints()
 	if err != nil {
@@ -152,7 +152,7 @@ func (s Scope) files(context.Context) ([]string, error) {
 	}
 	mounted := map[string]bool{}
 	for _, p := range points {
-		mounted[p] = true
+		mounted[p] = !slices.Contains(s.Mounts, p)
 	}
 	var found []string
 	err = filepath.WalkDir(s.Dir, func(path string, d fs.DirEntry, err error) error {
