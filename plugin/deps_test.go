@@ -32,7 +32,7 @@ type group struct {
 var direction = []group{
 	{
 		name:     "leaf",
-		packages: under("plugin", "record", "undo", "flight", "lifecycle", "operation", "facts", "cgroupspath", "cgrouptree", "crilog", "advisory", "pause"),
+		packages: under("plugin", "record", "undo", "flight", "lifecycle", "operation", "facts", "cgroupspath", "cgrouptree", "cgroupmove", "crilog", "advisory", "pause"),
 		why:      "a leaf stands alone, so that everything can stand on it; move what both need into one leaf",
 	},
 	{

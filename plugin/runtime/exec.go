@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/gantry-cri/gantry/plugin/cgroupmove"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
 
@@ -39,6 +40,7 @@ type Exec struct {
 
 // Exec adds a process that the Exec's Start releases.
 func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec, error) {
+	cgroupmove.Expect()
 	name := t.ID() + "/" + execID
 	group, userns, err := readSpec(t.ID(), req.Spec)
 	if err != nil {

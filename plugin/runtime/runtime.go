@@ -26,6 +26,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/gantry-cri/gantry/plugin/cgroupmove"
 	"github.com/gantry-cri/gantry/plugin/record"
 )
 
@@ -136,6 +137,7 @@ type CreateRequest struct {
 // Create makes a task that Start releases. When it fails nothing is left of
 // it, unless the error is a passed deadline: Release it then.
 func (t *Tasks) Create(ctx context.Context, req CreateRequest) (*Task, error) {
+	cgroupmove.Expect()
 	pages, err := takeHugepages(&req)
 	if err != nil {
 		return nil, fmt.Errorf("create task %s: %w", req.ID, err)

@@ -44,7 +44,7 @@ func groupOf(pid int) (group, error) {
 		}
 		return v2{m, path}, nil
 	}
-	c, err := cgroup1.Load(cgroup1.PidPath(pid))
+	c, err := mounted.load(pid)
 	if err != nil {
 		return nil, fmt.Errorf("load the control group of process %d: %w", pid, err)
 	}

@@ -1,12 +1,16 @@
 package task
 
 import (
+	"errors"
 	"os"
 	"os/exec"
+	"slices"
 	"syscall"
 	"testing"
 
+	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/containerd/errdefs"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -75,6 +79,52 @@ func TestKillListed(t *testing.T) {
 		_ = c.Wait()
 		if s, ok := c.ProcessState.Sys().(syscall.WaitStatus); !ok || unix.Signal(s.Signal()) != want {
 			t.Errorf("process %d: %v, want %v", c.Process.Pid, c.ProcessState, want)
+		}
+	}
+}
+
+// TestHierarchies: below a group that is mounted in place of the first one, as in a
+// container, the groups of processes have their names from there.
+func TestHierarchies(t *testing.T) {
+	h := &hierarchies{roots: rootsOf([]*mountinfo.Info{
+		{Root: "/outer", VFSOptions: "rw,memory"}, {Root: "/", VFSOptions: "rw,cpu,cpuacct"}, {Root: "/outer", VFSOptions: "rw,xattr,name=systemd"},
+	})}
+	path := h.path(map[string]string{"memory": "/outer/a", "cpu": "/outer/a", "name=systemd": "/outer", "pids": "/b"})
+	for controller, want := range map[cgroup1.Name]string{"memory": "/a", "cpu": "/outer/a", "systemd": "/", "pids": "/b"} {
+		if got, err := path(controller); err != nil || got != want {
+			t.Errorf("%s: %s, %v", controller, got, err)
+		}
+	}
+	if got, err := path("rdma"); !errors.Is(err, cgroup1.ErrControllerNotActive) {
+		t.Errorf("a controller that is not there: %s, %v", got, err)
+	}
+}
+
+// TestHierarchiesHere: the same groups as the library finds.
+func TestHierarchiesHere(t *testing.T) {
+	want, err := cgroup1.Load(cgroup1.PidPath(os.Getpid()))
+	if err != nil {
+		t.Skipf("no control groups of version 1: %v", err)
+	}
+	got, err := new(hierarchies).load(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := func(c cgroup1.Cgroup) (all []cgroup1.Name) {
+		for _, s := range c.Subsystems() {
+			all = append(all, s.Name())
+		}
+		return all
+	}
+	if !slices.Equal(names(got), names(want)) {
+		t.Fatalf("%v, the library: %v", names(got), names(want))
+	}
+	for _, name := range names(want) {
+		// The library gives a group's processes by where it is mounted.
+		mine, err := got.Processes(name, false)
+		theirs, errOfTheirs := want.Processes(name, false)
+		if err != nil || errOfTheirs != nil || len(mine) == 0 || mine[0].Path != theirs[0].Path {
+			t.Errorf("%s: %.3v and %.3v: %v, %v", name, mine, theirs, err, errOfTheirs)
 		}
 	}
 }

@@ -30,6 +30,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/gantry-cri/gantry/plugin/cgroupmove"
 	"github.com/gantry-cri/gantry/shim/logs"
 	"github.com/gantry-cri/gantry/shim/oci"
 	"github.com/gantry-cri/gantry/shim/process"
@@ -139,6 +140,7 @@ func (s *Service) count(n int) {
 
 // Create implements the Task API.
 func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.CreateTaskResponse, error) {
+	cgroupmove.Expect()
 	if r.GetCheckpoint() != "" {
 		return nil, fmt.Errorf("this shim cannot restore a checkpoint: %w", errdefs.ErrNotImplemented)
 	}
@@ -224,6 +226,7 @@ func (s *Service) Start(ctx context.Context, r *api.StartRequest) (*api.StartRes
 
 // Exec implements the Task API.
 func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) (*emptypb.Empty, error) {
+	cgroupmove.Expect()
 	c, err := s.container(r.GetID())
 	if err != nil {
 		return nil, err
