@@ -27,12 +27,20 @@ type waiting struct {
 	pid      int
 }
 
-func (p pod) wait(t *testing.T, d *daemon.Daemon, code int) (w waiting) {
+func (p pod) wait(t *testing.T, d *daemon.Daemon, code int) waiting {
+	t.Helper()
+	return p.waitThen(t, d, fmt.Sprint("exits-", code), fmt.Sprint("exit ", code))
+}
+
+// waitThen is a container that does something else than exit when the file is there.
+func (p pod) waitThen(t *testing.T, d *daemon.Daemon, name, then string, edits ...func(*cri.ContainerConfig)) (w waiting) {
 	t.Helper()
 	dir := t.TempDir()
 	w.file = filepath.Join(dir, "go")
-	config := daemon.ContainerConfig(fmt.Sprint("exits-", code), plain(t, d), "sh", "-c",
-		fmt.Sprintf("while [ ! -e /ctl/go ]; do sleep 0.05; done; exit %d", code))
+	config := daemon.ContainerConfig(name, plain(t, d), "sh", "-c", "while [ ! -e /ctl/go ]; do sleep 0.05; done; "+then)
+	for _, edit := range edits {
+		edit(config)
+	}
 	config.Mounts = []*cri.Mount{{ContainerPath: "/ctl", HostPath: dir, Readonly: true}}
 	w.id = p.run(d, config)
 	w.pid = pidOf(t, d, w.id)

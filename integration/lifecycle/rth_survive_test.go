@@ -127,6 +127,30 @@ func supervisorDies(t *testing.T, opts ...daemon.Option) {
 	}
 }
 
+// TestRTH_12_OutOfMemory: that the kernel killed a container for its memory is known,
+// and told once, whoever was dead meanwhile.
+func TestRTH_12_OutOfMemory(t *testing.T) {
+	t.Parallel()
+	d := start(t, daemon.Edit(withGantry), daemon.Edit(withPinned))
+	limited := func(c *cri.ContainerConfig) {
+		c.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 24 << 20}
+	}
+	for _, handler := range supervised {
+		p := supervisedPod(d, handler, "hungry-"+handler, inNamespace("rth-12-oom"))
+		for _, victims := range []string{"supervisor", "daemon", "both"} {
+			eats := p.waitThen(t, d, victims, "exec tail /dev/zero", limited)
+			l := logEvents(t, d, "rth-12-oom")
+			crash(t, d, victims, eats)
+			if s := waitExited(t, d, eats.id); s.ExitCode != 137 || s.Reason != "OOMKilled" {
+				t.Errorf("%s, %s: code %d, %s", handler, victims, s.ExitCode, s.Reason)
+			}
+			if victims == "supervisor" {
+				l.types(t, eats.id, stoppedEvent)
+			}
+		}
+	}
+}
+
 // TestRTH_12_SandboxesSurvive: pods without a container outlive the supervisor as
 // well, with a process and without, in the same namespaces; and the end of a pod's
 // process is that of the pod, also when no supervisor was there.
