@@ -149,9 +149,9 @@ stock-test: bin/stock/containerd ## our shim under stock containerd, with pause 
 
 # Not race-built: the emulation is slow enough. VM_RUN is what make vm-test runs
 # unless RUN says otherwise.
-VM_RUN        ?= RTH_12_AnchorReaps|RTH_12_Terminal|RES_19|POD_09|RES_0[89]|RES_11_H|RES_1[3456]|RES_20|RES_3[012]|LIF_13|AppArmor|CTR_28|MNT_23
+VM_RUN        ?= RTH_12_AnchorReaps|RTH_14_OwnUnit|RTH_12_Terminal|RES_19|POD_09|RES_0[89]|RES_11_H|RES_1[3456]|RES_20|RES_3[012]|LIF_13|AppArmor|CTR_28|MNT_23
 # What it runs once more on control groups of version 1.
-VM_V1_RUN     ?= RES_1[46]|CTR_28
+VM_V1_RUN     ?= RES_1[46]|CTR_28|RTH_14_OwnUnit
 VM_V1_KERNEL   = systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1
 # And with SELinux in place of AppArmor.
 VM_SELINUX_RUN ?= POD_18_L|MNT_07|SEC_21_L|SEC_2[2-5]_|CTR_28_SEL

@@ -122,3 +122,77 @@ func TestLIF_13_Service(t *testing.T) {
 		}
 	}
 }
+
+// TestRTH_14_OwnUnit: the supervisor is a unit of its own, so who kills all of the
+// daemon's service does not kill it; and the next one joins what is left of the unit.
+func TestRTH_14_OwnUnit(t *testing.T) {
+	needSystemd(t)
+	t.Run("kernel", func(t *testing.T) { ownUnit(t) })
+	t.Run("anchor", func(t *testing.T) { ownUnit(t, anchored()) })
+}
+
+func ownUnit(t *testing.T, opts ...daemon.Option) {
+	d := start(t, append(opts, daemon.Edit(withGantry), daemon.Edit(withPinned))...)
+	d.Stop()
+	name := service(t, d)
+	systemctl(t, "start", name)
+	p := supervisedPod(d, "pinned", "apart")
+	config := daemon.ContainerConfig("terminal", plain(t, d))
+	config.Tty = true // something of it outlives the supervisor
+	ctr := p.run(d, config)
+	pid, supervisor := pidOf(t, d, ctr), supervisors(t, d)[0]
+	scope := unitOf(t, supervisor)
+	if !strings.HasPrefix(scope, "gantry-") || !strings.HasSuffix(scope, ".scope") {
+		t.Fatalf("the supervisor is in %s", scope)
+	}
+	for _, anchor := range anchors(t, d) {
+		if got := unitOf(t, anchor); got != scope {
+			t.Errorf("the anchor is in %s, its supervisor in %s", got, scope)
+		}
+	}
+	systemctl(t, "kill", "--kill-whom=all", "--signal=KILL", name)
+	eventually(t, soon, func() error {
+		if got := unit(t, name, "ActiveState"); got != "failed" {
+			return fmt.Errorf("killed, the service is %s", got)
+		}
+		return nil
+	})
+	systemctl(t, "start", name)
+	if now := supervisors(t, d); len(now) != 1 || now[0] != supervisor {
+		t.Errorf("the supervisor was %d, now there are %v", supervisor, now)
+	}
+	p.alive(t, d, ctr, pid)
+	kill(t, supervisor)
+	p.alive(t, d, ctr, pid)
+	if now := unitOf(t, supervisors(t, d)[0]); now != scope {
+		t.Errorf("the next supervisor is in %s, the first was in %s", now, scope)
+	}
+	if err := removePod(d, p.id); err != nil {
+		t.Error(err)
+	}
+	noSupervisor(t, d)
+	eventually(t, soon, func() error {
+		if got := unit(t, scope, "LoadState"); got != "not-found" {
+			return fmt.Errorf("without a supervisor %s is %s", scope, got)
+		}
+		return nil
+	})
+	systemctl(t, "stop", name)
+	d.Up()
+}
+
+// unitOf is the innermost unit of systemd that a process is in.
+func unitOf(t *testing.T, pid int) string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if fields := strings.SplitN(strings.TrimSpace(line), ":", 3); fields[0] == "0" || fields[1] == "name=systemd" {
+			return filepath.Base(fields[2])
+		}
+	}
+	t.Fatalf("process %d is in no unit: %s", pid, text)
+	return ""
+}

@@ -1,6 +1,7 @@
 package bootstrap
 
 import (
+	"bytes"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -15,7 +16,12 @@ import (
 type logs struct {
 	mu      sync.Mutex
 	bundles []string
+	// early is what was said before there was a bundle, as far as it is kept.
+	early [][]byte
 }
+
+// maxEarly bounds the lines that wait for the first bundle.
+const maxEarly = 16
 
 func newLogs(debug bool) *logs {
 	l := &logs{}
@@ -34,6 +40,11 @@ func (l *logs) Add(bundle string) {
 	if !slices.Contains(l.bundles, bundle) {
 		l.bundles = append(l.bundles, bundle)
 	}
+	early := l.early
+	l.early = nil
+	for _, line := range early {
+		l.write(line)
+	}
 }
 
 // Write implements io.Writer. A line that nobody reads is lost, and a bundle that
@@ -41,14 +52,22 @@ func (l *logs) Add(bundle string) {
 func (l *logs) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(l.bundles) == 0 && len(l.early) < maxEarly {
+		l.early = append(l.early, bytes.Clone(b))
+		return len(b), nil
+	}
+	l.write(b)
+	return len(b), nil
+}
+
+func (l *logs) write(line []byte) {
 	for len(l.bundles) > 0 {
 		last := len(l.bundles) - 1
-		if writePipe(filepath.Join(l.bundles[last], "log"), b) {
+		if writePipe(filepath.Join(l.bundles[last], "log"), line) {
 			break
 		}
 		l.bundles = l.bundles[:last]
 	}
-	return len(b), nil
 }
 
 func writePipe(path string, b []byte) bool {

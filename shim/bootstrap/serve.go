@@ -45,6 +45,7 @@ func serveMain(ctx context.Context, args []string) int {
 	f.StringVar(&s.socket, "socket", "", "where to listen")
 	f.StringVar(&s.anchor, "anchor", "", "where the anchor listens, on kernels that need one")
 	f.BoolVar(&s.relay, "relay", false, "copy the output of commands, so that it ends with them")
+	f.BoolVar(&s.scoped, "scope", false, "be a unit of its own where systemd runs")
 	f.BoolVar(&s.debug, "debug", false, "log more")
 	if err := f.Parse(args); err != nil {
 		return 2
@@ -83,6 +84,11 @@ func (s supervisor) serve(ctx context.Context, word *os.File) error {
 		return fmt.Errorf("become the reaper, or reach it: %w", err)
 	}
 	runc.Monitor = reaper
+	if s.scoped {
+		if err := s.enterScope(ctx); err != nil {
+			log.G(ctx).WithError(err).Warn("the supervisor stays in containerd's control group")
+		}
+	}
 	tasks, pods, err := s.services(ctx, reaper, logs)
 	if err != nil {
 		return err

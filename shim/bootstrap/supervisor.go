@@ -30,6 +30,7 @@ type supervisor struct {
 	anchor                            string // the socket of its anchor, "" for none
 	debug                             bool
 	relay                             bool // see task.Options
+	scoped                            bool // see enterScope
 }
 
 func (s supervisor) url() string { return "unix://" + s.socket }
@@ -95,6 +96,7 @@ func (s supervisor) spawn(ctx context.Context, cgroup string) error {
 	if needsAnchor() {
 		s.anchor = anchorSocket(s.socket)
 	}
+	s.scoped = cgroup == ""
 	cmd, err := s.command(w)
 	if err != nil {
 		return err
@@ -140,6 +142,9 @@ func (s supervisor) command(w *os.File) (*exec.Cmd, error) {
 	if s.relay {
 		args = append(args, "-relay")
 	}
+	if s.scoped {
+		args = append(args, "-scope")
+	}
 	if s.debug {
 		args = append(args, "-debug")
 	}
@@ -172,7 +177,7 @@ func ignoreExit(err error) error {
 }
 
 // settle puts the supervisor where the configuration wants it, or its anchor, from
-// which it has that.
+// which it has that. Without a wish it makes its own (enterScope).
 func (s supervisor) settle(pid int, cgroup string) error {
 	if err := shim.AdjustOOMScore(pid); err != nil {
 		return fmt.Errorf("adjust OOM score: %w", err)
