@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -127,11 +128,11 @@ func TestLIF_13_Service(t *testing.T) {
 // daemon's service does not kill it; and the next one joins what is left of the unit.
 func TestRTH_14_OwnUnit(t *testing.T) {
 	needSystemd(t)
-	t.Run("kernel", func(t *testing.T) { ownUnit(t) })
-	t.Run("anchor", func(t *testing.T) { ownUnit(t, anchored()) })
+	t.Run("kernel", func(t *testing.T) { ownUnit(t, 0) })
+	t.Run("anchor", func(t *testing.T) { ownUnit(t, 1, anchored()) })
 }
 
-func ownUnit(t *testing.T, opts ...daemon.Option) {
+func ownUnit(t *testing.T, wantAnchors int, opts ...daemon.Option) {
 	d := start(t, append(opts, daemon.Edit(withGantry), daemon.Edit(withPinned))...)
 	d.Stop()
 	name := service(t, d)
@@ -144,6 +145,14 @@ func ownUnit(t *testing.T, opts ...daemon.Option) {
 	scope := unitOf(t, supervisor)
 	if !strings.HasPrefix(scope, "gantry-") || !strings.HasSuffix(scope, ".scope") {
 		t.Fatalf("the supervisor is in %s", scope)
+	}
+	for property, want := range map[string]string{"TasksMax": "infinity", "KillSignal": "9", "Slice": "system.slice", "Before": name} {
+		if got := unit(t, scope, property); !slices.Contains(strings.Fields(got), want) {
+			t.Errorf("%s of the unit is %s, want %s", property, got, want)
+		}
+	}
+	if n := len(anchors(t, d)); n != wantAnchors {
+		t.Errorf("%d anchors", n)
 	}
 	for _, anchor := range anchors(t, d) {
 		if got := unitOf(t, anchor); got != scope {

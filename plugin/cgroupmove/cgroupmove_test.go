@@ -5,36 +5,48 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 func TestStay(t *testing.T) {
 	for name, c := range map[string]struct{ groups, file string }{
-		"version 2":           {"0::/a/b\n", "a/b"},
+		"version 2":           {"0::/a/b\n", "unified/a/b"},
 		"version 1":           {"9:name=systemd:/x\n3:cpu,cpuacct:/a/b\n", "cpu,cpuacct/a/b"},
 		"named":               {"9:name=systemd:/x\n", "systemd/x"},
 		"beside version 1":    {"garbage\n0::/a\n3:memory:/m\n", "unified/a"},
-		"a name with a colon": {"0::/a:b\n", "a:b"},
+		"a name with a colon": {"0::/a:b\n", "unified/a:b"},
+		"outside":             {"4:memory:/../x\n", ""},
+		"another top":         {"5:pids:/x\n", ""},
+		"not mounted":         {"6:rdma:/x\n", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := t.TempDir()
-			groups, dir := filepath.Join(root, "groups"), filepath.Join(root, c.file)
-			procs := filepath.Join(dir, "cgroup.procs")
-			if err := os.WriteFile(groups, []byte(c.groups), 0o600); err != nil {
-				t.Fatal(err)
+			at := func(dir, kind, top, options string) *mountinfo.Info {
+				return &mountinfo.Info{Mountpoint: filepath.Join(root, dir), FSType: kind, Root: top, VFSOptions: options}
 			}
-			if stay(groups, root) {
+			mounts := []*mountinfo.Info{
+				at("unified", "cgroup2", "/", "rw,nsdelegate"), at("cpu,cpuacct", "cgroup", "/", "rw,cpu,cpuacct"),
+				at("systemd", "cgroup", "/", "rw,xattr,name=systemd"), at("memory", "cgroup", "/", "rw,memory"), at("pids", "cgroup", "/..", "rw,pids"),
+			}
+			if stay(c.groups, mounts) {
 				t.Error("something was found where there is nothing")
 			}
-			if err := os.MkdirAll(dir, 0o700); err != nil {
-				t.Fatal(err)
+			for _, dir := range []string{c.file, "x", "pids/x", "memory/x"} {
+				if err := os.MkdirAll(filepath.Join(root, dir), 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(root, dir, "cgroup.procs"), nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if err := os.WriteFile(procs, nil, 0o600); err != nil {
-				t.Fatal(err)
+			if found := stay(c.groups, mounts); found != (c.file != "") {
+				t.Errorf("found: %v", found)
 			}
-			if !stay(groups, root) {
-				t.Error("nothing was found")
+			if c.file == "" {
+				return
 			}
-			if text, err := os.ReadFile(procs); err != nil || string(text) != strconv.Itoa(os.Getpid()) {
+			if text, err := os.ReadFile(filepath.Join(root, c.file, "cgroup.procs")); err != nil || string(text) != strconv.Itoa(os.Getpid()) {
 				t.Errorf("written is %q: %v", text, err)
 			}
 		})
@@ -46,15 +58,16 @@ func TestStayHere(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
+	const self = "/proc/self/cgroup"
 	before, err := os.ReadFile(self)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !stay(self, root) {
-		t.Errorf("no control group of %q is mounted below %s", before, root)
+	if !stay(string(before), mounted()) {
+		t.Errorf("no control group of %q is mounted: %v", before, mounted())
 	}
 	Expect()
-	Expect()
+	ExpectCommand()
 	if after, err := os.ReadFile(self); err != nil || string(after) != string(before) {
 		t.Errorf("before %q, after %q: %v", before, after, err)
 	}

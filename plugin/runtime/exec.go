@@ -40,7 +40,7 @@ type Exec struct {
 
 // Exec adds a process that the Exec's Start releases.
 func (t *Task) Exec(ctx context.Context, execID string, req ExecRequest) (*Exec, error) {
-	cgroupmove.Expect()
+	cgroupmove.ExpectCommand()
 	name := t.ID() + "/" + execID
 	group, userns, err := readSpec(t.ID(), req.Spec)
 	if err != nil {

@@ -110,6 +110,8 @@ func (m manager) Start(ctx context.Context, p *bootapi.BootstrapParams) (*bootap
 		debug: p.GetLogLevel() <= bootapi.LogLevel_LOG_LEVEL_DEBUG,
 		// Another containerd waits for the end of what it reads.
 		relay: os.Getenv(oursEnv) == "",
+		// The shim of one pod is where shims are.
+		scoped: !m.perPod,
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err

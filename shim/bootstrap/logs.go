@@ -16,8 +16,9 @@ import (
 type logs struct {
 	mu      sync.Mutex
 	bundles []string
-	// early is what was said before there was a bundle, as far as it is kept.
+	// early is what was said before the first bundle, as far as it is kept.
 	early [][]byte
+	begun bool // there has been a bundle
 }
 
 // maxEarly bounds the lines that wait for the first bundle.
@@ -41,7 +42,7 @@ func (l *logs) Add(bundle string) {
 		l.bundles = append(l.bundles, bundle)
 	}
 	early := l.early
-	l.early = nil
+	l.early, l.begun = nil, true
 	for _, line := range early {
 		l.write(line)
 	}
@@ -52,8 +53,10 @@ func (l *logs) Add(bundle string) {
 func (l *logs) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.bundles) == 0 && len(l.early) < maxEarly {
-		l.early = append(l.early, bytes.Clone(b))
+	if !l.begun {
+		if len(l.early) < maxEarly {
+			l.early = append(l.early, bytes.Clone(b))
+		}
 		return len(b), nil
 	}
 	l.write(b)

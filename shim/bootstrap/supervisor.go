@@ -96,7 +96,7 @@ func (s supervisor) spawn(ctx context.Context, cgroup string) error {
 	if needsAnchor() {
 		s.anchor = anchorSocket(s.socket)
 	}
-	s.scoped = cgroup == ""
+	s.scoped = s.scoped && cgroup == ""
 	cmd, err := s.command(w)
 	if err != nil {
 		return err

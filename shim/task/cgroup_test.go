@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -86,9 +87,23 @@ func TestKillListed(t *testing.T) {
 // TestHierarchies: below a group that is mounted in place of the first one, as in a
 // container, the groups of processes have their names from there.
 func TestHierarchies(t *testing.T) {
-	h := &hierarchies{roots: rootsOf([]*mountinfo.Info{
-		{Root: "/outer", VFSOptions: "rw,memory"}, {Root: "/", VFSOptions: "rw,cpu,cpuacct"}, {Root: "/outer", VFSOptions: "rw,xattr,name=systemd"},
-	})}
+	dir := t.TempDir()
+	for _, d := range []string{"memory", "cpu,cpuacct", "systemd", "pids"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("cpu,cpuacct", filepath.Join(dir, "cpu")); err != nil {
+		t.Fatal(err)
+	}
+	roots, err := rootsOf([]cgroup1.Subsystem{cgroup1.NewMemory(dir), cgroup1.NewCpu(dir), cgroup1.NewNamed(dir, "systemd"), cgroup1.NewPids(dir)}, []*mountinfo.Info{
+		{Mountpoint: dir + "/memory", Root: "/outer"}, {Mountpoint: dir + "/cpu,cpuacct", Root: "/"}, {Mountpoint: dir + "/systemd", Root: "/outer"},
+		{Mountpoint: "/elsewhere", Root: "/outer/a", VFSOptions: "rw,memory"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hierarchies{roots: roots}
 	path := h.path(map[string]string{"memory": "/outer/a", "cpu": "/outer/a", "name=systemd": "/outer", "pids": "/b"})
 	for controller, want := range map[cgroup1.Name]string{"memory": "/a", "cpu": "/outer/a", "systemd": "/", "pids": "/b"} {
 		if got, err := path(controller); err != nil || got != want {

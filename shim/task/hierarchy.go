@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/containerd/cgroups/v3/cgroup1"
@@ -51,19 +50,34 @@ func (h *hierarchies) look() error {
 	if err != nil {
 		return fmt.Errorf("find the control groups of version 1: %w", err)
 	}
-	h.subsystems, h.roots = subsystems, rootsOf(mounts)
+	roots, err := rootsOf(subsystems, mounts)
+	if err != nil {
+		return fmt.Errorf("find the control groups of version 1: %w", err)
+	}
+	h.subsystems, h.roots = subsystems, roots
 	return nil
 }
 
-// rootsOf finds the controllers among the options of their file systems.
-func rootsOf(mounts []*mountinfo.Info) map[string]string {
+// rootsOf finds what is mounted where the library looks for each controller, which may be
+// mounted elsewhere too.
+func rootsOf(subsystems []cgroup1.Subsystem, mounts []*mountinfo.Info) (map[string]string, error) {
 	roots := map[string]string{}
-	for _, m := range mounts {
-		for option := range strings.SplitSeq(m.VFSOptions, ",") {
-			roots[option] = m.Root
+	for _, s := range subsystems {
+		at, ok := s.(interface{ Path(group string) string })
+		if !ok {
+			continue
+		}
+		dir, err := filepath.EvalSymlinks(at.Path("/"))
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range mounts {
+			if m.Mountpoint == dir {
+				roots[string(s.Name())] = m.Root // of several the last one is seen
+			}
 		}
 	}
-	return roots
+	return roots, nil
 }
 
 // path returns where the groups of a process are below what is mounted.
@@ -72,8 +86,7 @@ func (h *hierarchies) path(groups map[string]string) cgroup1.Path {
 		name := string(controller)
 		group, ok := groups[name]
 		if !ok {
-			name = "name=" + name
-			if group, ok = groups[name]; !ok {
+			if group, ok = groups["name="+name]; !ok {
 				return "", cgroup1.ErrControllerNotActive
 			}
 		}
