@@ -132,7 +132,7 @@ func TestRTH_14_OwnUnit(t *testing.T) {
 	t.Run("anchor", func(t *testing.T) { ownUnit(t, 1, anchored()) })
 }
 
-func ownUnit(t *testing.T, wantAnchors int, opts ...daemon.Option) {
+func ownUnit(t *testing.T, leastAnchors int, opts ...daemon.Option) {
 	d := start(t, append(opts, daemon.Edit(withGantry), daemon.Edit(withPinned))...)
 	d.Stop()
 	name := service(t, d)
@@ -151,7 +151,7 @@ func ownUnit(t *testing.T, wantAnchors int, opts ...daemon.Option) {
 			t.Errorf("%s of the unit is %s, want %s", property, got, want)
 		}
 	}
-	if n := len(anchors(t, d)); n != wantAnchors {
+	if n := len(anchors(t, d)); n < leastAnchors {
 		t.Errorf("%d anchors", n)
 	}
 	for _, anchor := range anchors(t, d) {
