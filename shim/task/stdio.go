@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -120,7 +121,7 @@ func (s *streams) relay(out **os.File) error {
 
 // openRaw opens a file in blocking mode, as a program expects it.
 func openRaw(path string, flags int) (*os.File, error) {
-	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0o644)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -141,6 +142,10 @@ func openRead(ctx context.Context, path string, fifo func() (*os.File, error)) (
 		return nil, err
 	}
 	if file != "" {
+		// As runc's shim does; readable, as a log is.
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			return nil, err
+		}
 		return openRaw(file, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
 	}
 	release, err := awaitReader(ctx, path)
