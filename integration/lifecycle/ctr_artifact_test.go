@@ -197,6 +197,7 @@ func TestMNT_14_Userns(t *testing.T) {
 // TestMNT_14_CutOff: a daemon that dies while an artifact is fetched, or mounted,
 // leaves nothing that the next one does not take away.
 func TestMNT_14_CutOff(t *testing.T) {
+	oursAlone(t, "artifact volumes")
 	t.Parallel()
 	d := start(t)
 	b := newBoxOn(t, d)

@@ -475,6 +475,7 @@ func TestMNT_18_VolumesVanish(t *testing.T) {
 // TestMNT_18_CopyBlocksNobody: while a large volume is copied other containers
 // come and go, and the operation says what it is at.
 func TestMNT_18_CopyBlocksNobody(t *testing.T) {
+	oursAlone(t, "operations to read")
 	t.Parallel()
 	d := start(t)
 	b := newBoxOn(t, d)

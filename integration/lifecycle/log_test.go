@@ -321,6 +321,7 @@ func TestLOG_09_DaemonRestart(t *testing.T) {
 // for a symbolic link on its way, is continued once it can, and until then a
 // rotation hears why not.
 func TestLOG_09_LogComesBack(t *testing.T) {
+	oursAlone(t, "log that goes on over restarts")
 	b := newBox(t)
 	c := b.script("app", "echo first; while ! [ -e /tmp/go ]; do sleep 0.05; done; echo second; sleep 1000")
 	c.LogPath = "app/0.log"
@@ -503,6 +504,7 @@ func TestLOG_09_MoreThanAPipe(t *testing.T) {
 // while there is none, their logs go on.
 // The next daemon goes on with them, and each line is there once.
 func TestLOG_09_WithoutDaemon(t *testing.T) {
+	oursAlone(t, "log that goes on over restarts")
 	t.Parallel()
 	d := start(t, daemon.Edit(withGantry))
 	p := gantryPod(d, "writes-on")
@@ -533,6 +535,7 @@ func TestLOG_09_WithoutDaemon(t *testing.T) {
 // TestLOG_09_KeeperKilled: a keeper that is killed is replaced, and the one that
 // takes its place has everything.
 func TestLOG_09_KeeperKilled(t *testing.T) {
+	oursAlone(t, "log that goes on over restarts")
 	t.Parallel()
 	b := newKeptBox(t)
 	ids := []string{b.counting("first", 0, 0), b.counting("second", 0, 5)}
@@ -555,6 +558,7 @@ func TestLOG_09_KeeperKilled(t *testing.T) {
 
 // TestLOG_09_BothKilled: the daemon finds no keeper when it starts.
 func TestLOG_09_BothKilled(t *testing.T) {
+	oursAlone(t, "log that goes on over restarts")
 	t.Parallel()
 	b := newKeptBox(t)
 	ids := []string{b.counting("first", 2000, 0), b.counting("second", 2000, 9)}
@@ -577,6 +581,7 @@ func TestLOG_09_BothKilled(t *testing.T) {
 // TestLOG_09_NothingKept: without containers there is no keeper, and what an
 // earlier daemon was about to drop is dropped by the next one.
 func TestLOG_09_NothingKept(t *testing.T) {
+	oursAlone(t, "log that goes on over restarts")
 	t.Parallel()
 	b := newKeptBox(t)
 	id := b.counting("app", 1, 0)

@@ -38,6 +38,7 @@ const cycleTime = 900 * time.Millisecond
 // and fails the test where a life does not come to its end or leaves something.
 func crashes(t *testing.T, d *daemon.Daemon, lives func(cycle string) error) {
 	t.Helper()
+	oursAlone(t, "care for what a crash leaves")
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))

@@ -150,6 +150,7 @@ func lists(t *testing.T, d *daemon.Daemon) (stop func() time.Duration) {
 // Until then it is told what hangs, others are not held up, and the plugin is
 // called once.
 func TestPOD_02_RetryJoins(t *testing.T) {
+	oursAlone(t, "joining of a request made twice")
 	d := shared(t)
 	end := order(t, d, "ADD", "joined", stubOrder{Stall: true})
 	config, begin := d.PodConfig("joined"), time.Now()
@@ -192,6 +193,7 @@ func TestPOD_02_RetryJoins(t *testing.T) {
 
 // TestPOD_02_RetryAfterCrash: the same when the daemon dies meanwhile.
 func TestPOD_02_RetryAfterCrash(t *testing.T) {
+	oursAlone(t, "joining of a request made twice")
 	t.Parallel()
 	d := start(t)
 	end := order(t, d, "ADD", "crashed", stubOrder{Stall: true})
@@ -251,6 +253,7 @@ func samePodList(t *testing.T, d *daemon.Daemon, ids ...string) {
 
 // TestPOD_02_RetryJoinsStart: the same for a container whose runtime hangs.
 func TestPOD_02_RetryJoinsStart(t *testing.T) {
+	oursAlone(t, "joining of a request made twice")
 	d := shared(t)
 	config := d.PodConfig("slow-shim")
 	p := pod{d.RunPodWith(config, slowHandler), config}
@@ -338,6 +341,7 @@ func TestPOD_02_StartAfterCrash(t *testing.T) {
 
 // TestPOD_02_RetryJoinsPause: the same for a pod whose shim hangs.
 func TestPOD_02_RetryJoinsPause(t *testing.T) {
+	oursAlone(t, "joining of a request made twice")
 	d := shared(t)
 	end := stall(t, d, shimStart)
 	defer time.AfterFunc(stallFor/2, end).Stop()

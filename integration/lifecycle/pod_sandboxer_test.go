@@ -238,6 +238,7 @@ func (s *sandboxService) UpdateSandbox(context.Context, *sandboxapi.UpdateSandbo
 // TestRTH_15_SandboxModes runs the same pod's life with a pause process and
 // through the Sandbox API.
 func TestRTH_15_SandboxModes(t *testing.T) {
+	oursAlone(t, "pause program of its own")
 	t.Parallel()
 	d := start(t)
 	for _, handler := range []string{pausing, sandboxHandler} {

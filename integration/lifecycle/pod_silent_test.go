@@ -35,6 +35,7 @@ func silence(t *testing.T, pod string) int {
 // TestRTH_11_SilentShim: a pod whose shim does not answer can be stopped and
 // removed, and nobody else's shim suffers. The host is clean afterwards.
 func TestRTH_11_SilentShim(t *testing.T) {
+	oursAlone(t, "bound on a silent shim")
 	t.Parallel()
 	for name, restart := range map[string]bool{"same daemon": false, "after a restart": true} {
 		t.Run(name, func(t *testing.T) {
@@ -96,6 +97,7 @@ func TestRTH_11_SilentShim(t *testing.T) {
 // TestRTH_11_SilentShimRemoved: a removal without a stop before it converges as well,
 // also of a pod that has no container.
 func TestRTH_11_SilentShimRemoved(t *testing.T) {
+	oursAlone(t, "bound on a silent shim")
 	t.Parallel()
 	d := shared(t)
 	p := runPaused(d, "silent")
@@ -116,6 +118,7 @@ func TestRTH_11_SilentShimRemoved(t *testing.T) {
 // TestRTH_11_SilentSupervisor: the supervisor of all pods holds up the removal of
 // none: it is ended when it does not answer, and the pods that stay live on.
 func TestRTH_11_SilentSupervisor(t *testing.T) {
+	oursAlone(t, "bound on a silent shim")
 	t.Parallel()
 	for _, handler := range supervised {
 		t.Run(handler, func(t *testing.T) {

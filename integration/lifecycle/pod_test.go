@@ -536,6 +536,7 @@ func TestPOD_32_SharedMemory(t *testing.T) {
 }
 
 func TestPOD_33_Zombies(t *testing.T) {
+	oursAlone(t, "pause program of its own")
 	t.Parallel()
 	d := shared(t)
 	common := &cri.NamespaceOption{Pid: cri.NamespaceMode_POD}

@@ -67,6 +67,7 @@ func (f family) started(pid int) error {
 // or its client is gone no process is left, whatever it has started, and nothing
 // else in the container suffers.
 func TestRPC_17_NothingIsLeft(t *testing.T) {
+	oursAlone(t, "end of all that a command has started")
 	t.Parallel()
 	for name, pids := range map[string]cri.NamespaceMode{"own": cri.NamespaceMode_CONTAINER, "node": cri.NamespaceMode_NODE} {
 		t.Run(name, func(t *testing.T) {
@@ -300,6 +301,7 @@ func TestRPC_17_MuchOutput(t *testing.T) {
 // TestRPC_17_DaemonDies: the client of an exec goes with the daemon, so the next
 // daemon ends the command, and the runtime forgets it.
 func TestRPC_17_DaemonDies(t *testing.T) {
+	oursAlone(t, "end of commands whose daemon died")
 	b := newBox(t)
 	id := b.run(b.sleeper("app"))
 	f := newFamily(families["children"])
@@ -342,6 +344,7 @@ func TestRPC_17_DaemonDies(t *testing.T) {
 // TestRPC_17_DaemonDiesEarly: the daemon dies while the runtime, which has begun a command
 // already, has not said so: the command is not forgotten.
 func TestRPC_17_DaemonDiesEarly(t *testing.T) {
+	oursAlone(t, "end of commands whose daemon died")
 	t.Parallel()
 	begun, goOn := filepath.Join(t.TempDir(), "begun"), filepath.Join(t.TempDir(), "go-on")
 	d := start(t, daemon.Edit(func(in *daemon.Instance, c daemon.Config) {

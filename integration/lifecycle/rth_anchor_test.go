@@ -53,6 +53,7 @@ func TestRTH_12_AnchorCrash(t *testing.T) {
 // reaped; a container that ends while neither daemon nor supervisor is there has its
 // code, and the time of its end.
 func TestRTH_12_AnchorReaps(t *testing.T) {
+	oursAlone(t, "tasks that outlive their shim")
 	t.Parallel()
 	d := start(t, anchored(), daemon.Edit(withPinned))
 	node := &cri.NamespaceOption{Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_NODE}
@@ -105,6 +106,7 @@ func TestRTH_12_AnchorReaps(t *testing.T) {
 // those end that it had is not known any more; how later ones end is, while the
 // supervisor lives.
 func TestRTH_12_AnchorDies(t *testing.T) {
+	oursAlone(t, "tasks that outlive their shim")
 	t.Parallel()
 	for _, handler := range supervised {
 		t.Run(handler, func(t *testing.T) {

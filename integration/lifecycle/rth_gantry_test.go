@@ -165,6 +165,7 @@ func threadsOf(t *testing.T, pid int) int  { return statusNumber(t, pid, "Thread
 // TestRTH_14_SupervisorPerPod: by its other name our shim has a process for each pod.
 // The end of one is the matter of its pod alone, which goes on too.
 func TestRTH_14_SupervisorPerPod(t *testing.T) {
+	oursAlone(t, "tasks that outlive their shim")
 	t.Parallel()
 	for _, sandboxer := range []string{"shim", "podsandbox"} {
 		t.Run(sandboxer, func(t *testing.T) {

@@ -56,6 +56,7 @@ func (p pod) alive(t *testing.T, d *daemon.Daemon, ctr string, pid int) {
 func TestRTH_12_SupervisorDies(t *testing.T) { supervisorDies(t) }
 
 func supervisorDies(t *testing.T, opts ...daemon.Option) {
+	oursAlone(t, "tasks that outlive their shim")
 	t.Parallel()
 	for _, handler := range supervised {
 		t.Run(handler, func(t *testing.T) {
@@ -157,6 +158,7 @@ func TestRTH_12_OutOfMemory(t *testing.T) {
 func TestRTH_12_SandboxesSurvive(t *testing.T) { sandboxesSurvive(t) }
 
 func sandboxesSurvive(t *testing.T, opts ...daemon.Option) {
+	oursAlone(t, "tasks that outlive their shim")
 	t.Parallel()
 	d := start(t, append(opts, daemon.Edit(withPinned))...)
 	common := &cri.NamespaceOption{Pid: cri.NamespaceMode_POD}
@@ -224,6 +226,7 @@ func unmade(t *testing.T, d *daemon.Daemon, ctr string) {
 // TestRTH_11_SupervisorForgets: a container that the next supervisor does not know
 // is dead, with all its processes, and its pod's others live.
 func TestRTH_11_SupervisorForgets(t *testing.T) {
+	oursAlone(t, "tasks that outlive their shim")
 	t.Parallel()
 	d := start(t, daemon.Edit(withGantry))
 	p := gantryPod(d, "forgetful", hostNetwork)
@@ -269,6 +272,7 @@ func counted(t *testing.T, path string) {
 
 // supervisorCrashes has as many crashes meet each handler.
 func supervisorCrashes(t *testing.T, cycles int, opts ...daemon.Option) {
+	oursAlone(t, "tasks that outlive their shim")
 	t.Parallel()
 	for _, handler := range supervised {
 		t.Run(handler, func(t *testing.T) {
@@ -364,6 +368,7 @@ func crash(t *testing.T, d *daemon.Daemon, victims string, ending waiting) {
 func TestRTH_12_Upgrade(t *testing.T) { upgrades(t) }
 
 func upgrades(t *testing.T, opts ...daemon.Option) {
+	oursAlone(t, "tasks that outlive their shim")
 	t.Parallel()
 	var path string
 	text, err := os.ReadFile(inBin(t, "containerd-shim-gantry-v2"))

@@ -23,6 +23,7 @@ func TestRTH_12_Terminal(t *testing.T) { terminalSurvives(t) }
 func TestRTH_12_AnchorTerminal(t *testing.T) { terminalSurvives(t, anchored()) }
 
 func terminalSurvives(t *testing.T, opts ...daemon.Option) {
+	oursAlone(t, "tasks that outlive their shim")
 	t.Parallel()
 	d := start(t, append(opts, daemon.Edit(withGantry))...)
 	b := boxWith(t, d, "gantry")

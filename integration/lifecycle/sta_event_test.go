@@ -33,6 +33,7 @@ var aLife = []cri.ContainerEventType{createdEvent, startedEvent, stoppedEvent, d
 // openEvents subscribes. What happens after its return is told.
 func openEvents(t *testing.T, d *daemon.Daemon) grpc.ServerStreamingClient[cri.ContainerEventResponse] {
 	t.Helper()
+	oursAlone(t, "answer before the first event")
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour) // a call without has a short one
 	t.Cleanup(cancel)
 	stream, err := d.Runtime().GetContainerEvents(ctx, &cri.GetEventsRequest{})

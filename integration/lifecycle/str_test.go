@@ -626,6 +626,7 @@ func TestSTR_14_ExecDuringStop(t *testing.T) {
 // TestSTR_15_AttachFanOut: several clients see the same, a late one from then
 // on, and one that reads nothing holds nobody up.
 func TestSTR_15_AttachFanOut(t *testing.T) {
+	oursAlone(t, "backlog for a slow client")
 	t.Parallel()
 	b := newBox(t)
 	c := b.script("app", "while read l; do [ $l = flood ] && head -c 40000000 /dev/zero | tr '\\0' x; echo said $l; done")
@@ -675,6 +676,7 @@ func TestSTR_15_AttachFanOut(t *testing.T) {
 // room for; one that is slower than the container stays connected, misses what
 // found no room and is told so in the end; the log has everything all the time.
 func TestSTR_15_SlowClient(t *testing.T) {
+	oursAlone(t, "backlog for a slow client")
 	t.Parallel()
 	b := newBox(t)
 	const some, much = 8_000_000, 40_000_000
