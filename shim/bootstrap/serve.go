@@ -133,13 +133,13 @@ func (s supervisor) services(ctx context.Context, reaper *process.Reaper, logs *
 	go events.Run(ctx)
 	tasks := task.New(task.Options{
 		Namespace: s.namespace, State: stateDir(s.socket), Address: s.url(), Reaper: reaper, Events: events, Logs: logs,
-		Join: sandbox.Join(podsDir(s.socket)), Relay: s.relay,
+		Join: sandbox.Join(podsDir(s.socket)), Files: sandbox.Files(podsDir(s.socket)), Relay: s.relay,
 	})
 	if err := tasks.Adopt(ctx); err != nil {
 		return nil, nil, fmt.Errorf("take over containers: %w", err)
 	}
 	pods := sandbox.New(sandbox.Options{
-		Namespace: s.namespace, Address: s.url(), State: podsDir(s.socket), Root: rootDir(s.socket), Tasks: tasks, TaskState: stateDir(s.socket),
+		Namespace: s.namespace, Address: s.url(), State: podsDir(s.socket), Root: rootDir(s.socket), Tasks: tasks, TaskState: stateDir(s.socket), Files: s.relay,
 	})
 	if err := pods.Adopt(ctx); err != nil {
 		return nil, nil, fmt.Errorf("take over sandboxes: %w", err)

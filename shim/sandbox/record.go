@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"path/filepath"
@@ -34,6 +35,10 @@ type Record struct {
 	Sysctls      map[string]string `json:",omitempty"`
 	CgroupParent string
 	Options      *options.Options
+	// Files says that it has files for its containers; of them Resolv is resolv.conf,
+	// "" for the host's.
+	Files  bool   `json:",omitempty"`
+	Resolv string `json:",omitempty"`
 
 	CreatedAt time.Time
 	// StartedAt is zero until all is made.
@@ -60,7 +65,7 @@ func newRecord(r *api.CreateSandboxRequest, o *options.Options) (Record, error) 
 	rec := Record{
 		ID: r.GetSandboxID(), UTS: ns.GetNetwork() == pod, IPC: ns.GetIpc() == pod,
 		HostPID: ns.GetPid() == node, SharedPID: ns.GetPid() == pod,
-		Sysctls: config.GetLinux().GetSysctls(), CgroupParent: config.GetLinux().GetCgroupParent(),
+		Sysctls: dotted(config.GetLinux().GetSysctls()), Resolv: resolvConf(config.GetDnsConfig()), CgroupParent: config.GetLinux().GetCgroupParent(),
 		Options: o, CreatedAt: time.Now(),
 	}
 	if ns.GetNetwork() == pod {
@@ -69,11 +74,8 @@ func newRecord(r *api.CreateSandboxRequest, o *options.Options) (Record, error) 
 			return rec, fmt.Errorf("netns_path: the pod is to have a network namespace and there is none: %w", errdefs.ErrInvalidArgument)
 		}
 	}
-	if u := ns.GetUsernsOptions(); u != nil && u.GetMode() == pod {
-		rec.Users, rec.Groups = mappings(u.GetUids()), mappings(u.GetGids())
-		if len(rec.Users) == 0 || len(rec.Groups) == 0 {
-			return rec, fmt.Errorf("userns_options: no mappings: %w", errdefs.ErrInvalidArgument)
-		}
+	if err := rec.ownUsers(ns.GetUsernsOptions()); err != nil {
+		return rec, fmt.Errorf("userns_options: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return rec, rec.checkSysctls()
 }
@@ -81,6 +83,39 @@ func newRecord(r *api.CreateSandboxRequest, o *options.Options) (Record, error) 
 func mappings(list []*cri.IDMapping) (out []specs.LinuxIDMapping) {
 	for _, m := range list {
 		out = append(out, specs.LinuxIDMapping{ContainerID: m.GetContainerId(), HostID: m.GetHostId(), Size: m.GetLength()})
+	}
+	return out
+}
+
+// ownUsers has the sandbox have a user namespace if that is asked for.
+func (r *Record) ownUsers(u *cri.UserNamespace) error {
+	mapped := len(u.GetUids()) > 0 && len(u.GetGids()) > 0
+	switch {
+	case u == nil || u.GetMode() == cri.NamespaceMode_NODE && len(u.GetUids()) == 0 && len(u.GetGids()) == 0:
+		return nil
+	case u.GetMode() == cri.NamespaceMode_NODE:
+		return errors.New("mappings without a user namespace")
+	case u.GetMode() != cri.NamespaceMode_POD:
+		return fmt.Errorf("no pod has mode %s", u.GetMode())
+	case !mapped:
+		return errors.New("no mappings")
+	case r.HostPID || !r.IPC:
+		return errors.New("the host's processes or IPC with a user namespace")
+	}
+	r.Users, r.Groups = mappings(u.GetUids()), mappings(u.GetGids())
+	return nil
+}
+
+// dotted gives names of settings with dots that are written with slashes, as runc does: in
+// such a name a dot is a part.
+func dotted(sysctls map[string]string) map[string]string {
+	swap := strings.NewReplacer(".", "/", "/", ".")
+	out := make(map[string]string, len(sysctls))
+	for name, value := range sysctls {
+		if i := strings.IndexAny(name, "./"); i >= 0 && name[i] == '/' {
+			name = swap.Replace(name)
+		}
+		out[name] = value
 	}
 	return out
 }

@@ -72,6 +72,7 @@ func TestSysctls(t *testing.T) {
 	own, hosts := &cri.NamespaceOption{}, &cri.NamespaceOption{Network: node, Ipc: node}
 	for name, want := range map[string]bool{
 		"net.core.somaxconn": true, "kernel.shm_rmid_forced": true, "kernel.msgmax": true, "kernel.sem": true, "fs.mqueue.msg_max": true,
+		"net/core/somaxconn": true, "kernel/panic": false, "net/../kernel/panic": false,
 		"kernel.panic": false, "vm.swappiness": false, "net.../../kernel/panic": false, "net/../kernel.panic": false, "kernel.semaphore": false,
 	} {
 		if _, err := newRecord(request(t, own, name), nil); (err == nil) != want || err != nil && !errdefs.IsInvalidArgument(err) {
@@ -88,8 +89,9 @@ func TestRefused(t *testing.T) {
 	none.NetnsPath = ""
 	foreign := request(t, &cri.NamespaceOption{}, "")
 	foreign.Options = &anypb.Any{TypeUrl: "no.such.Config"}
+	odd := request(t, &cri.NamespaceOption{UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_CONTAINER}}, "")
 	unmapped := request(t, &cri.NamespaceOption{UsernsOptions: &cri.UserNamespace{}}, "")
-	for name, r := range map[string]*api.CreateSandboxRequest{"no netns": none, "foreign": foreign, "no mappings": unmapped} {
+	for name, r := range map[string]*api.CreateSandboxRequest{"no netns": none, "foreign": foreign, "no mappings": unmapped, "no mode of a pod": odd} {
 		if _, err := newRecord(r, nil); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -86,7 +86,7 @@ func Forget(ctx context.Context, o Options, id string, ask api.TTRPCSandboxServi
 // says how the holder ended. What is gone already is no error.
 func (s *Service) release(ctx context.Context, dir string, r Record) (process.Exit, error) {
 	exit, err := s.dropHolder(ctx, dir, r)
-	return exit, errors.Join(err, unpinAll(dir))
+	return exit, errors.Join(err, unpinAll(dir), dropFiles(dir))
 }
 
 // dropHolder ends the holder, if there is any.

@@ -28,6 +28,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -51,11 +52,15 @@ type Options struct {
 	// is the directory of its records.
 	Tasks     task.TTRPCTaskService
 	TaskState string
+	// Files says that sandboxes have files for their containers, which our daemon makes
+	// itself.
+	Files bool
 }
 
 // Service serves the Sandbox API.
 type Service struct {
 	namespace, address, state, root, taskState string
+	files                                      bool
 
 	tasks     task.TTRPCTaskService
 	turns     flight.Turns[string]
@@ -70,7 +75,7 @@ var _ api.TTRPCSandboxService = (*Service)(nil)
 // New returns a Service without sandboxes.
 func New(o Options) *Service {
 	return &Service{
-		namespace: o.Namespace, address: o.Address, state: o.State, root: o.Root, taskState: o.TaskState, tasks: o.Tasks, pods: map[string]*pod{},
+		namespace: o.Namespace, address: o.Address, state: o.State, root: o.Root, taskState: o.TaskState, tasks: o.Tasks, files: o.Files, pods: map[string]*pod{},
 	}
 }
 
@@ -169,6 +174,7 @@ func (s *Service) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) 
 	if err != nil {
 		return nil, err
 	}
+	record.Files = s.files
 	if err := statedir.WriteAddress(r.GetBundlePath(), s.address); err != nil {
 		return nil, err
 	}
@@ -210,6 +216,9 @@ func (s *Service) start(ctx context.Context, p *pod, r *Record) (err error) {
 		err = s.makeByHolder(ctx, p.dir, r)
 	} else {
 		err = r.makeHere(p.dir)
+	}
+	if err == nil {
+		err = r.makeFiles(p.dir)
 	}
 	if err != nil {
 		return err
@@ -351,22 +360,22 @@ func (s *Service) Platform(context.Context, *api.PlatformRequest) (*api.Platform
 	return &api.PlatformResponse{Platform: &types.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}}, nil
 }
 
-// SandboxMetrics implements the Sandbox API. They are the holder's: a sandbox
-// without a process uses nothing.
-func (s *Service) SandboxMetrics(ctx context.Context, r *api.SandboxMetricsRequest) (*api.SandboxMetricsResponse, error) {
+// SandboxMetrics implements the Sandbox API. They are those of all that is in the pod's
+// control group, as containerd's CRI service has them for its own sandboxes.
+func (s *Service) SandboxMetrics(_ context.Context, r *api.SandboxMetricsRequest) (*api.SandboxMetricsResponse, error) {
 	p, err := s.find(r.GetSandboxID())
 	if err != nil {
 		return nil, err
 	}
-	m := &types.Metric{ID: r.GetSandboxID(), Timestamp: timestamppb.Now()}
-	if p.now().Holder != 0 {
-		stats, err := s.tasks.Stats(ctx, &task.StatsRequest{ID: holderID(m.ID)})
-		if err != nil {
-			return nil, err
-		}
-		m.Data = stats.GetStats()
+	stats, err := groupStats(p.now().CgroupParent)
+	if err != nil {
+		return nil, err
 	}
-	return &api.SandboxMetricsResponse{Metrics: m}, nil
+	data, err := typeurl.MarshalAnyToProto(stats)
+	if err != nil {
+		return nil, fmt.Errorf("encode metrics: %w", err)
+	}
+	return &api.SandboxMetricsResponse{Metrics: &types.Metric{ID: r.GetSandboxID(), Timestamp: timestamppb.Now(), Data: data}}, nil
 }
 
 // UpdateSandbox implements the Sandbox API, in which it is optional.

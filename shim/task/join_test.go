@@ -23,6 +23,14 @@ func found(_ string, kind specs.LinuxNamespaceType) (string, error) {
 	return "", errdefs.ErrFailedPrecondition
 }
 
+// filesOf are those of the sandbox "files".
+func filesOf(id string) (map[string]string, error) {
+	if id != "files" {
+		return nil, nil
+	}
+	return map[string]string{"/etc/hostname": "/f/hostname", "/etc/hosts": "/f/hosts", "/dev/shm": "/f/shm"}, nil
+}
+
 func TestJoinSandbox(t *testing.T) {
 	for name, tc := range map[string]struct {
 		spec, sandbox, want string
@@ -35,7 +43,12 @@ func TestJoinSandbox(t *testing.T) {
 		},
 		"no sandbox": {spec: `{"linux":{"namespaces":[{"type":"ipc","path":"/proc/0/ns/ipc"}]}}`, err: errdefs.ErrInvalidArgument},
 		"not shared": {spec: `{"linux":{"namespaces":[{"type":"pid","path":"/proc/0/ns/pid"}]}}`, sandbox: "s", err: errdefs.ErrFailedPrecondition},
-		"no table":   {spec: `{"linux":["/proc/0/ns/pid"]}`, sandbox: "s", err: errdefs.ErrInvalidArgument},
+		"files": {
+			spec: `{"root":{"readonly":true},"mounts":[{"destination":"/dev/shm","type":"tmpfs"},{"destination":"/etc/hosts","type":"bind","z":1}]}`, sandbox: "files",
+			want: `{"mounts":[{"destination":"/dev/shm","type":"bind","source":"/f/shm","options":["rbind","rprivate","rw","nosuid","noexec","nodev"]},{"destination":"/etc/hosts","type":"bind","z":1},` +
+				`{"destination":"/etc/hostname","type":"bind","source":"/f/hostname","options":["rbind","rprivate","ro"]}],"root":{"readonly":true}}`,
+		},
+		"no table": {spec: `{"linux":["/proc/0/ns/pid"]}`, sandbox: "s", err: errdefs.ErrInvalidArgument},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bundle := t.TempDir()
@@ -44,7 +57,7 @@ func TestJoinSandbox(t *testing.T) {
 			if tc.sandbox != "" {
 				must(t, os.WriteFile(filepath.Join(bundle, sandboxFile), []byte(tc.sandbox), 0o600))
 			}
-			if err := joinSandbox(bundle, found); !errors.Is(err, tc.err) {
+			if err := joinSandbox(bundle, found, filesOf); !errors.Is(err, tc.err) {
 				t.Errorf("error %v, want %v", err, tc.err)
 			}
 			want := tc.want

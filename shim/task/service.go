@@ -48,6 +48,8 @@ type Options struct {
 	Events  *Publisher
 	// Join finds the namespaces of sandboxes without a process.
 	Join Join
+	// Files finds the files of sandboxes; it may be nil.
+	Files Files
 	// Logs is told which bundles there are; it may be nil.
 	Logs interface{ Add(bundle string) }
 	// Relay has the output of commands end with them, for clients that wait for its
@@ -62,6 +64,7 @@ type Service struct {
 	reaper *process.Reaper
 	events *Publisher
 	join   Join
+	files  Files
 	logs   interface{ Add(bundle string) }
 	relay  bool
 
@@ -78,7 +81,7 @@ var _ api.TTRPCTaskService = (*Service)(nil)
 func New(o Options) *Service {
 	return &Service{
 		namespace: o.Namespace, state: o.State, address: o.Address,
-		reaper: o.Reaper, events: o.Events, join: o.Join, logs: o.Logs, relay: o.Relay, containers: map[string]*container{},
+		reaper: o.Reaper, events: o.Events, join: o.Join, files: o.Files, logs: o.Logs, relay: o.Relay, containers: map[string]*container{},
 	}
 }
 
@@ -154,7 +157,7 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	if err != nil {
 		return nil, err
 	}
-	if err := joinSandbox(r.GetBundle(), s.join); err != nil {
+	if err := joinSandbox(r.GetBundle(), s.join, s.files); err != nil {
 		return nil, err
 	}
 	config, err := readConfig(r.GetBundle())
