@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -53,9 +54,18 @@ func withPause(t *testing.T, d *daemon.Daemon) {
 	}
 	fixtures.mu.Lock()
 	defer fixtures.mu.Unlock()
-	if _, err := d.Client().GetImage(namespaced(t.Context()), daemon.PauseImage); err != nil {
-		images.Load(t, d.Client(), daemon.PauseImage, images.MustBuild(images.Spec{Entrypoint: []string{"sleep", "1000000"}}))
+	if _, err := d.Client().GetImage(namespaced(t.Context()), daemon.PauseImage); err == nil {
+		return
 	}
+	images.Load(t, d.Client(), daemon.PauseImage, images.MustBuild(images.Spec{Entrypoint: []string{"sleep", "1000000"}}))
+	// Its CRI service hears of the image, and would pull it until then.
+	eventually(t, soon, func() error {
+		have, err := d.Images().ImageStatus(t.Context(), &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: daemon.PauseImage}})
+		if err == nil && have.Image == nil {
+			err = errors.New("the image of the pause container is not there")
+		}
+		return err
+	})
 }
 
 // oursAlone skips a test of what only our daemon has. Others that ask for something of ours
@@ -180,7 +190,24 @@ func runPodWith(d *daemon.Daemon, handler, name string, edits ...func(*cri.PodSa
 	for _, edit := range edits {
 		edit(config)
 	}
+	u := config.Linux.SecurityContext.NamespaceOptions.GetUsernsOptions()
+	if stock && defaultHandler != "runc" && (handler == "" || handler == defaultHandler) && u.GetMode() == cri.NamespaceMode_POD {
+		handler = bareHandler
+	}
 	return pod{d.RunPodWith(config, handler), config}
+}
+
+// bareHandler is the one under test without options. Stock containerd takes these for
+// runc's in a pod with a user namespace, and has only those of runc's shim as such.
+const bareHandler = "bare"
+
+func withBare(_ *daemon.Instance, c daemon.Config) {
+	c.Set("io.containerd.gantry.v2", "plugins", daemon.RuntimePlugin, "containerd", "runtimes", bareHandler, "runtime_type")
+}
+
+func withBarePinned(in *daemon.Instance, c daemon.Config) {
+	withBare(in, c)
+	c.Set("shim", "plugins", daemon.RuntimePlugin, "containerd", "runtimes", bareHandler, "sandboxer")
 }
 
 // run starts a container in the pod and returns its ID.

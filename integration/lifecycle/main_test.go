@@ -73,9 +73,9 @@ func options(more ...daemon.Option) []daemon.Option {
 	case defaultHandler == oldRuncHandler:
 		opts = append(opts, daemon.Edit(addOldRunc))
 	case stock && defaultHandler == "gantry":
-		opts = append(opts, daemon.Edit(withGantry))
+		opts = append(opts, daemon.Edit(withGantry), daemon.Edit(withBare))
 	case stock && defaultHandler == "pinned":
-		opts = append(opts, daemon.Edit(withPinned))
+		opts = append(opts, daemon.Edit(withPinned), daemon.Edit(withBarePinned))
 	}
 	if os.Getenv("GANTRY_HANDLER") != "" {
 		opts = append(opts, daemon.Set(defaultHandler, "plugins", daemon.RuntimePlugin, "containerd", "default_runtime_name"))

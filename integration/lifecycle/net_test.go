@@ -598,7 +598,14 @@ func pinOf(t *testing.T, d *daemon.Daemon, id string) string {
 			return path // a pod's, which need not have a process
 		}
 	}
-	ns := nsOf(t, pidOf(t, d, id), "net")
+	process := id
+	if stock { // its names are others, and a pod need not have a process there either
+		list, err := d.Runtime().ListContainers(t.Context(), &cri.ListContainersRequest{Filter: &cri.ContainerFilter{PodSandboxId: id}})
+		if err == nil && len(list.Containers) > 0 {
+			process = list.Containers[0].Id
+		}
+	}
+	ns := nsOf(t, pidOf(t, d, process), "net")
 	for _, path := range netnsMounts(t, d) {
 		info, err := os.Stat(path)
 		if err == nil && ns == fmt.Sprintf("net:[%d]", inode(info)) {

@@ -146,7 +146,7 @@ func TestRTH_03_SupplementalGroupsPolicy(t *testing.T) {
 func TestRTH_09_OneShim(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	p := runPaused(d, "grouped")
+	p := runPodWith(d, "runc", "grouped") // ours has one for all pods
 	ids := []string{p.id}
 	for i := range 3 {
 		ids = append(ids, p.run(d, daemon.ContainerConfig(fmt.Sprint("c", i), plain(t, d))))
@@ -218,6 +218,12 @@ func TestRTH_10_ShimSurvives(t *testing.T) {
 	}
 }
 
+// servingShims are the shims that have the pod: its own, or the one of all pods.
+func servingShims(t *testing.T, d *daemon.Daemon, p pod) []int {
+	t.Helper()
+	return append(shimsOf(t, p.id), supervisors(t, d)...)
+}
+
 // TestRTH_11_ShimCrash: a pod whose supervisor was killed is not called running,
 // nothing of it goes on, and it can be removed.
 func TestRTH_11_ShimCrash(t *testing.T) {
@@ -228,7 +234,7 @@ func TestRTH_11_ShimCrash(t *testing.T) {
 	ctr := p.run(d, daemon.ContainerConfig("main", plain(t, d), "sh", "-c", "sleep 100000 & sleep 100000"))
 	second := p.run(d, daemon.ContainerConfig("second", plain(t, d)))
 	pids := []int{pidOf(t, d, ctr), pidOf(t, d, second), pidOf(t, d, p.id)}
-	for _, pid := range shimsOf(t, p.id) {
+	for _, pid := range servingShims(t, d, p) {
 		kill(t, pid)
 	}
 	for _, id := range []string{ctr, second} {
@@ -264,7 +270,7 @@ func TestRTH_11_ShimAndDaemonCrash(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shims := shimsOf(t, p.id)
+	shims := servingShims(t, d, p)
 	if err := startContainer(d, ctr); err != nil {
 		t.Fatal(err)
 	}

@@ -444,22 +444,22 @@ func TestPOD_34_Crash(t *testing.T) {
 }
 
 // TestRTH_15_StockContainerd: a containerd that knows nothing of our shim runs pods
-// by its Sandbox API. User namespaces are not among them: its CRI service cannot say
-// whose the pipes are to any shim but runc's.
+// by its Sandbox API. Those with user namespaces need a handler without options.
 func TestRTH_15_StockContainerd(t *testing.T) {
 	t.Parallel()
 	d := start(t, daemon.Stock(), daemon.Edit(func(in *daemon.Instance, c daemon.Config) {
 		addHandler(in, c, "pinned", daemon.Config{"runtime_type": "io.containerd.gantry.v2", "sandboxer": "shim", "disable_pause_image_pull": true})
-	}))
+	}), daemon.Edit(withBarePinned), daemon.Set(true, "plugins", daemon.RuntimePlugin, "containerd", "runtimes", bareHandler, "disable_pause_image_pull"))
 	ref := images.Serve(t).Push(t, "app:v1", images.MustBuild(images.Spec{}))
 	if _, err := d.Images().PullImage(t.Context(), &cri.PullImageRequest{Image: &cri.ImageSpec{Image: ref}}); err != nil {
 		t.Fatal(err)
 	}
 	for name, o := range map[string]*cri.NamespaceOption{
 		"apart": {Pid: cri.NamespaceMode_CONTAINER}, "together": {}, "on-the-node": {Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER},
+		"of-users": {Pid: cri.NamespaceMode_CONTAINER, UsernsOptions: newRange()},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := pinnedPod(d, name, withNamespaces(o))
+			p := supervisedPod(d, map[bool]string{false: "pinned", true: bareHandler}[o.UsernsOptions != nil], name, withNamespaces(o))
 			one, two := p.run(d, inNamespaces(daemon.ContainerConfig("one", ref), o)), p.run(d, inNamespaces(daemon.ContainerConfig("two", ref), o))
 			a, b := pidOf(t, d, one), pidOf(t, d, two)
 			for kind, own := range map[string]bool{"net": o.Network == 0, "uts": o.Network == 0, "ipc": true} {

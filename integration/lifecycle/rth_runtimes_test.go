@@ -3,10 +3,12 @@ package lifecycle
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -40,7 +42,7 @@ func TestRTH_26_OtherRuntimes(t *testing.T) {
 	}))
 	runtimes[slowHandler], runtimes[crunHandler], runtimes[oldRuncHandler] = "", crun, old
 	known := runtimesKnown(t, d, crun, old)
-	for name := range runtimes {
+	for _, name := range slices.Sorted(maps.Keys(runtimes)) {
 		config := d.PodConfig(name)
 		p := pod{d.RunPodWith(config, name), config}
 		if s := podStatus(t, d, p.id); s.RuntimeHandler != name || s.Network.GetIp() == "" {

@@ -322,8 +322,8 @@ func awaitSubscribed(ctx context.Context, t *testing.T, d *daemon.Daemon, stream
 func TestRTH_13_ExitOrder(t *testing.T) {
 	t.Parallel()
 	d := shared(t)
-	p := runPod(d, "ordered", hostNetwork)
 	for _, mode := range []cri.NamespaceMode{cri.NamespaceMode_CONTAINER, cri.NamespaceMode_NODE} {
+		p := runPod(d, "ordered", hostNetwork, func(c *cri.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.Pid = mode })
 		c := onHost(daemon.ContainerConfig("main-"+strings.ToLower(mode.String()), plain(t, d)))
 		c.Linux.SecurityContext.NamespaceOptions.Pid = mode
 		id := p.run(d, c)
