@@ -191,7 +191,7 @@ func runPodWith(d *daemon.Daemon, handler, name string, edits ...func(*cri.PodSa
 		edit(config)
 	}
 	u := config.Linux.SecurityContext.NamespaceOptions.GetUsernsOptions()
-	if stock && defaultHandler != "runc" && (handler == "" || handler == defaultHandler) && u.GetMode() == cri.NamespaceMode_POD {
+	if stock && defaultHandler != "runc" && (handler == "" || handler == defaultHandler) && u != nil && u.Mode == cri.NamespaceMode_POD {
 		handler = bareHandler
 	}
 	return pod{d.RunPodWith(config, handler), config}

@@ -20,7 +20,7 @@ const (
 	// sandbox: the files of the pod, and its shared memory.
 	filesDir = "files"
 	shmFile  = "shm"
-	// shmOptions are those of the kubelet's other runtimes.
+	// shmOptions are those that containerd has for the pods that it makes.
 	shmOptions = "mode=1777,size=65536k"
 )
 
