@@ -84,7 +84,7 @@ func endpointOf(t *testing.T, d *daemon.Daemon, id string) (e endpoint) {
 // bundleFile reads a file of a task's bundle.
 func bundleFile(t *testing.T, d *daemon.Daemon, id, name string) []byte {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(d.State, "io.containerd.runtime.v2.task", "*", "*", daemon.Namespace, id, name))
+	found, err := filepath.Glob(filepath.Join(d.State, "io.containerd.runtime.v2.task", map[bool]string{false: "*/*"}[stock], daemon.Namespace, id, name))
 	if err != nil || len(found) != 1 {
 		t.Fatalf("the bundle of %s has %v, %v", id, found, err)
 	}
