@@ -88,9 +88,16 @@ func measuredPods(t *testing.T, d *daemon.Daemon, mark string) (red, blue pod) {
 		}
 	}
 	red, blue = runPaused(d, "red", with("red")), runPaused(d, "blue", with("blue"))
-	if err := stopPod(d, runPod(d, "stopped", with("red")).id); err != nil {
+	stopped := runPod(d, "stopped", with("red"))
+	if err := stopPod(d, stopped.id); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, soon, func() error { // stock containerd hears of the end a moment later
+		if s := podStatus(t, d, stopped.id); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+			return fmt.Errorf("the pod that was stopped is %s", s.State)
+		}
+		return nil
+	})
 	return red, blue
 }
 
