@@ -34,15 +34,15 @@ func TestRTH_11_StockSupervisorCrash(t *testing.T) {
 			t.Errorf("status is %v", s)
 		}
 		waitGone(t, pid)
+		// Until it has seen to the end of the shim it asks the dead one, and so may a removal.
 		eventually(t, soon, func() error {
-			if s := podStatus(t, d, p.id); s.State != cri.PodSandboxState_SANDBOX_NOTREADY {
-				return fmt.Errorf("the pod is %s", s.State)
+			s, err := d.Runtime().PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: p.id})
+			if err == nil && s.Status.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+				err = fmt.Errorf("the pod is %s", s.Status.State)
 			}
-			return nil
+			return err
 		})
-		if err := removePod(d, p.id); err != nil {
-			t.Fatal(err)
-		}
+		eventually(t, soon, func() error { return removePod(d, p.id) })
 		noSupervisor(t, d)
 	}
 }

@@ -196,7 +196,7 @@ func compare(reference, other map[string]*result, may map[string]bool) (f findin
 		}
 	}
 	for test := range may {
-		if worse[test] == "" {
+		if reference[test] != nil && worse[test] == "" {
 			f.differences = append(f.differences, test+" is excused for nothing")
 		}
 	}
