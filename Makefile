@@ -132,7 +132,7 @@ unit: generated ## tests that need no daemon, with the race detector; RUN=regexp
 
 INTEGRATION := $(if $(STOCK),stock/$(or $(HANDLER),default),$(if $(RACE),race,integration)$(if $(HANDLER),-$(HANDLER)))
 # Stock containerd does not do much of what the tests wait for.
-PATIENCE    ?= $(if $(STOCK),0.33)
+PATIENCE    ?= $(if $(STOCK),0.33,$(GANTRY_PATIENCE))
 .PHONY: integration
 integration: commands $(if $(RACE),race) pinned others ## tests against a real daemon; RUN=regexp picks some, RACE=1 finds data races, HANDLER=runc has pods run by containerd's shim (root)
 	@mkdir -p $(dir $(OUT)/$(INTEGRATION)) && rm -f $(OUT)/$(INTEGRATION).jsonl
