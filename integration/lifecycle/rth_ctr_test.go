@@ -243,10 +243,14 @@ func TestRTH_07_CtrLogFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "of", "app.log")
 	u.exits(0, u.run([]string{"-d", "--log-uri", "file://" + path}, []string{"sh", "-c", "echo out; echo err >&2"})...)
 	u.is("STOPPED")
+	// runc's shim copies what is written, and no longer once the task is deleted.
+	eventually(t, soon, func() error {
+		text, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(text), "out\n") || !strings.Contains(string(text), "err\n") {
+			return fmt.Errorf("the file has %q: %v", text, err)
+		}
+		return nil
+	})
 	u.gone(0)
 	u.exits(0, "container", "rm", u.id)
-	text, err := os.ReadFile(path)
-	if err != nil || !strings.Contains(string(text), "out\n") || !strings.Contains(string(text), "err\n") {
-		t.Errorf("the file has %q, %v", text, err)
-	}
 }
