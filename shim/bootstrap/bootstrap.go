@@ -38,6 +38,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/gantry-cri/gantry/shim/oci"
+	"github.com/gantry-cri/gantry/shim/process"
 	"github.com/gantry-cri/gantry/shim/sandbox"
 	"github.com/gantry-cri/gantry/shim/statedir"
 	"github.com/gantry-cri/gantry/shim/task"
@@ -179,27 +180,36 @@ func (manager) Stop(ctx context.Context, id string) (shim.StopStatus, error) {
 		return unknown, err
 	}
 	s := supervisor{socket: strings.TrimPrefix(address, "unix://")}
-	var ask api.TTRPCTaskService
-	var askPods sandboxapi.TTRPCSandboxService
-	if conn, err := s.dial(); err == nil {
-		client := ttrpc.NewClient(conn)
-		defer client.Close()
-		ask, askPods = api.NewTTRPCTaskClient(client), sandboxapi.NewTTRPCSandboxClient(client)
+	exit, pid, err := s.forget(ctx, ns, id)
+	if err != nil && !s.listens() {
+		// It was about to be dead when it was asked.
+		exit, pid, err = s.forget(ctx, ns, id)
 	}
-	exit, pid, err := task.Forget(ctx, ns, stateDir(s.socket), id, ask)
 	if err != nil {
 		return unknown, err
 	}
-	// The ID may be that of a sandbox.
-	if err := sandbox.Forget(ctx, sandbox.Options{Namespace: ns, State: podsDir(s.socket), TaskState: stateDir(s.socket)}, id, askPods); err != nil {
-		return unknown, err
-	}
-	if ask == nil {
-		if err := s.removeEmpty(); err != nil {
-			fmt.Fprintln(os.Stderr, err) // containerd logs it
-		}
+	if err := s.removeEmpty(); err != nil {
+		fmt.Fprintln(os.Stderr, err) // containerd logs it
 	}
 	return shim.StopStatus{Pid: pid, ExitStatus: exit.Code, ExitedAt: exit.At}, nil
+}
+
+// forget takes away what there is of a task or a sandbox, which a supervisor that is there
+// does with what it has of it, and says how its first process ended.
+func (s supervisor) forget(ctx context.Context, ns, id string) (process.Exit, int, error) {
+	var tasks api.TTRPCTaskService
+	var pods sandboxapi.TTRPCSandboxService
+	if conn, err := s.dial(); err == nil {
+		client := ttrpc.NewClient(conn)
+		defer client.Close()
+		tasks, pods = api.NewTTRPCTaskClient(client), sandboxapi.NewTTRPCSandboxClient(client)
+	}
+	exit, pid, err := task.Forget(ctx, ns, stateDir(s.socket), id, tasks)
+	if err != nil {
+		return exit, pid, err
+	}
+	// The ID may be that of a sandbox.
+	return exit, pid, sandbox.Forget(ctx, sandbox.Options{Namespace: ns, State: podsDir(s.socket), TaskState: stateDir(s.socket)}, id, pods)
 }
 
 // Info implements shim.Shim.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -220,6 +221,32 @@ func deleted(b bench) {
 		if r := b.delete(id); r.GetExitStatus() != want || r.GetExitedAt() == nil {
 			t.Errorf("delete of %s: %v, want code %d", id, r, want)
 		}
+	}
+	if left, err := filepath.Glob(filepath.Join(b.Dir, "s", "*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+// TestRTH_11_DeletedMeanwhile: a supervisor that is killed may still take a connection
+// while its other ones are closed. Whoever made that does what a dead one leaves to do.
+func TestRTH_11_DeletedMeanwhile(t *testing.T) {
+	b := newBench(t)
+	address := b.start("runs", "busybox", "sleep", "1000")
+	b.run(address, "runs")
+	b.killSupervisor(address)
+	socket := strings.TrimPrefix(address, "unix://")
+	b.must(os.Remove(socket))
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket})
+	b.must(err)
+	l.SetUnlinkOnClose(false)
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			l.Close()
+			conn.Close()
+		}
+	}()
+	if r := b.delete("runs"); r.GetExitStatus() != 137 || r.GetExitedAt() == nil {
+		t.Errorf("delete: %v", r)
 	}
 	if left, err := filepath.Glob(filepath.Join(b.Dir, "s", "*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
