@@ -70,6 +70,18 @@ func service(t *testing.T, d *daemon.Daemon) (name string) {
 	return name
 }
 
+// killService kills the first process of a service, "main", or all of it.
+func killService(t *testing.T, name, whom string) {
+	t.Helper()
+	systemctl(t, "kill", "--kill-whom="+whom, "--signal=KILL", name)
+	eventually(t, soon, func() error {
+		if got := unit(t, name, "ActiveState"); got != "failed" {
+			return fmt.Errorf("killed, the service is %s", got)
+		}
+		return nil
+	})
+}
+
 // TestLIF_13_Service: as a service the daemon is started, restarted and stopped
 // by systemd, and pods run on.
 func TestLIF_13_Service(t *testing.T) {
@@ -106,13 +118,7 @@ func TestLIF_13_Service(t *testing.T) {
 	if s := podStatus(t, d, during.id); s.State != cri.PodSandboxState_SANDBOX_READY {
 		t.Errorf("after the restart the pod is %s", s.State)
 	}
-	systemctl(t, "kill", "--kill-whom=main", "--signal=KILL", name)
-	eventually(t, soon, func() error {
-		if got := unit(t, name, "ActiveState"); got != "failed" {
-			return fmt.Errorf("killed, the service is %s", got)
-		}
-		return nil
-	})
+	killService(t, name, "main")
 	systemctl(t, "start", name)
 	same("killed and started")
 	systemctl(t, "stop", name)
@@ -159,13 +165,7 @@ func ownUnit(t *testing.T, leastAnchors int, opts ...daemon.Option) {
 			t.Errorf("the anchor is in %s, its supervisor in %s", got, scope)
 		}
 	}
-	systemctl(t, "kill", "--kill-whom=all", "--signal=KILL", name)
-	eventually(t, soon, func() error {
-		if got := unit(t, name, "ActiveState"); got != "failed" {
-			return fmt.Errorf("killed, the service is %s", got)
-		}
-		return nil
-	})
+	killService(t, name, "all")
 	systemctl(t, "start", name)
 	if now := supervisors(t, d); len(now) != 1 || now[0] != supervisor {
 		t.Errorf("the supervisor was %d, now there are %v", supervisor, now)
