@@ -181,6 +181,9 @@ func annotate(spec []byte, compiled string) ([]byte, error) {
 	if err := json.Unmarshal(spec, &s); err != nil {
 		return nil, err
 	}
+	if s == nil { // "null"
+		return nil, errors.New("the specification is empty")
+	}
 	annotations := map[string]string{}
 	if a, ok := s["annotations"]; ok {
 		if err := json.Unmarshal(a, &annotations); err != nil {

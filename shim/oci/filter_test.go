@@ -164,6 +164,7 @@ func TestFiltersOfNobody(t *testing.T) {
 func FuzzAnnotate(f *testing.F) {
 	f.Add([]byte(filterSpec))
 	f.Add([]byte(`{"annotations":null}`))
+	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, spec []byte) {
 		out, err := annotate(spec, "eA==")
 		if err != nil {
