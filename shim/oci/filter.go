@@ -2,20 +2,16 @@ package oci
 
 import (
 	"crypto/sha256"
-	"debug/elf"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -58,39 +54,6 @@ type filterKey struct {
 	profile [sha256.Size]byte
 }
 
-// program is a file that is executed, as it is now.
-type program struct {
-	dev, ino uint64
-	size     int64
-	changed  time.Time
-}
-
-// crunProgram finds crun by a runtime's name. It is not ok for a program of another name,
-// or a script.
-func crunProgram(name string) (p program, ok bool) {
-	path, err := exec.LookPath(name)
-	if err == nil {
-		path, err = filepath.EvalSymlinks(path)
-	}
-	if err != nil || filepath.Base(path) != "crun" {
-		return program{}, false
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return program{}, false
-	}
-	defer f.Close()
-	magic := make([]byte, len(elf.ELFMAG))
-	if _, err := io.ReadFull(f, magic); err != nil || string(magic) != elf.ELFMAG {
-		return program{}, false
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return program{}, false
-	}
-	return program{dev: uint64(st.Dev), ino: st.Ino, size: st.Size, changed: time.Unix(st.Ctim.Unix())}, true
-}
-
 // give puts into a bundle's specification the filter that crun has compiled for the same
 // profile before. Where there is none, keep takes what it has compiled out of the
 // directory that it keeps the container in. Nothing here is a reason to fail: without a
@@ -100,7 +63,10 @@ func (f *Filters) give(name, root, bundle string) (keep func(dir string)) {
 	if f == nil {
 		return nothing
 	}
-	by, ok := crunProgram(name)
+	file, by, ok := openCrun(name)
+	if ok {
+		file.Close()
+	}
 	if own, _ := filepath.Glob(filepath.Join(root, ownCache)); !ok || len(own) > 0 {
 		return nothing
 	}

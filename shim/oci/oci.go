@@ -35,6 +35,8 @@ type Runtime struct {
 	runc       *runc.Runc
 	// Filters spares crun the compiling, nil for none.
 	Filters *Filters
+	// Copy spares crun to copy itself, nil for none.
+	Copy *Copy
 }
 
 // New returns the runtime for the container of a bundle.
@@ -69,7 +71,8 @@ func (r *Runtime) Create(ctx context.Context, p Process) (pid int, err error) {
 		o.ConsoleSocket = p.Console
 	}
 	keep := r.Filters.give(cmp.Or(r.runc.Command, runc.DefaultCommand), r.runc.Root, r.bundle)
-	if err := r.runc.Create(ctx, r.id, r.bundle, o); err != nil {
+	err = r.run(func(program *runc.Runc) error { return program.Create(ctx, r.id, r.bundle, o) })
+	if err != nil {
 		return 0, r.explain("create", r.runc.Log, err)
 	}
 	keep(r.dir())
@@ -86,7 +89,8 @@ func (r *Runtime) Exec(ctx context.Context, spec *specs.Process, p Process) (pid
 	if p.Console != nil {
 		o.ConsoleSocket = p.Console
 	}
-	if err := r.runc.Exec(ctx, r.id, *spec, o); err != nil {
+	err = r.run(func(program *runc.Runc) error { return program.Exec(ctx, r.id, *spec, o) })
+	if err != nil {
 		return 0, r.explain("exec", log, err)
 	}
 	return readPid(p.PidFile)
@@ -115,6 +119,20 @@ func (r *Runtime) Checkpoint(ctx context.Context, path string, o *options.Checkp
 		AllowOpenTCP: o.GetOpenTcp(), AllowExternalUnixSockets: o.GetExternalUnixSockets(), AllowTerminal: o.GetTerminal(),
 		FileLocks: o.GetFileLocks(), EmptyNamespaces: o.GetEmptyNamespaces(), Cgroups: runc.CgroupMode(o.GetCgroupsMode()),
 	}, actions...))
+}
+
+// run executes the runtime for a new process. An error names the runtime
+// as the options do.
+func (r *Runtime) run(execute func(*runc.Runc) error) error {
+	command, done := r.Copy.use(r.runc.Command)
+	defer done()
+	program := *r.runc
+	program.Command = command
+	err := execute(&program)
+	if err != nil && command != r.runc.Command {
+		return fmt.Errorf("%s: %w", r.runc.Command, err)
+	}
+	return err
 }
 
 // dir is where the runtime keeps what it knows of the container.

@@ -48,7 +48,7 @@ func (s *Service) newContainer(r Record, dir string) *container {
 		Record: r, service: s, dir: dir, runtime: oci.New(s.namespace, r.ID, r.Bundle, r.Options),
 		execs: map[string]*proc{}, quiet: make(chan struct{}), stopOOM: func() {},
 	}
-	c.runtime.Filters = &s.filters
+	c.runtime.Filters, c.runtime.Copy = &s.filters, &s.crun
 	c.init = newProc(c, "", r.Stdio)
 	return c
 }

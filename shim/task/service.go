@@ -69,6 +69,7 @@ type Service struct {
 	relay  bool
 
 	filters oci.Filters
+	crun    oci.Copy
 
 	mu         sync.Mutex
 	containers map[string]*container
