@@ -98,7 +98,13 @@ func (c *Copy) use(name string) (command string, done func()) {
 // Source: F_ADD_SEALS in fcntl(2).
 const crunSeals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
-// seal makes a copy. The sysctl vm.memfd_noexec may forbid it.
+// immutable keeps the mode too: a container that executes its /proc/self/exe has the copy,
+// and without it could take from all others the right to execute it. Seals for that are not
+// among those that crun knows. Source: FS_IMMUTABLE_FL in ioctl_iflags(2).
+const immutable = 0x10
+
+// seal makes a copy. The sysctl vm.memfd_noexec may forbid it, and a kernel before 6.0
+// cannot.
 func seal(f *os.File, of program) (*os.File, error) {
 	fd, err := unix.MemfdCreate("crun", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
@@ -111,6 +117,9 @@ func seal(f *os.File, of program) (*os.File, error) {
 	_, err = io.Copy(c, io.NewSectionReader(f, 0, of.size))
 	if err == nil {
 		_, err = unix.FcntlInt(c.Fd(), unix.F_ADD_SEALS, crunSeals)
+	}
+	if err == nil {
+		err = unix.IoctlSetPointerInt(int(c.Fd()), unix.FS_IOC_SETFLAGS, immutable)
 	}
 	if now, unknown := identify(f); err == nil && (unknown != nil || now != of) {
 		err = errors.Join(errors.New("crun changes"), unknown)

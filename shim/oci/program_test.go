@@ -13,8 +13,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// needCopies skips where a copy cannot be made.
+func needCopies(t *testing.T) {
+	t.Helper()
+	f, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	of, err := identify(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := seal(f, of)
+	switch {
+	case os.Geteuid() != 0, errors.Is(err, unix.ENOTTY), errors.Is(err, unix.EOPNOTSUPP): // before Linux 6.0
+		t.Skipf("needs root and files in memory that are immutable: %v", err)
+	case err != nil:
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
 // TestCopy executes a program by the name crun.
 func TestCopy(t *testing.T) {
+	needCopies(t)
 	echo, err := exec.LookPath("echo")
 	if err != nil {
 		t.Fatal(err)
@@ -46,6 +69,9 @@ func TestCopy(t *testing.T) {
 		t.Fatalf("executed as %s, then as %s", first, again)
 	}
 	says(first, "a\n")
+	if err := os.Chmod(first, 0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("change the mode of the copy: %v", err)
+	}
 	if err := os.WriteFile(first, []byte("#!/bin/sh"), 0o755); !errors.Is(err, unix.EPERM) {
 		t.Errorf("write to the copy: %v", err)
 	}
@@ -83,6 +109,7 @@ func TestCopy(t *testing.T) {
 
 // TestErrorNamesTheRuntime for an operator to whom a number in /proc says nothing.
 func TestErrorNamesTheRuntime(t *testing.T) {
+	needCopies(t)
 	no, err := exec.LookPath("false")
 	if err != nil {
 		t.Fatal(err)
@@ -102,6 +129,7 @@ func TestErrorNamesTheRuntime(t *testing.T) {
 
 // TestCopyOfCrun counts how often crun executes itself.
 func TestCopyOfCrun(t *testing.T) {
+	needCopies(t)
 	crun, err := exec.LookPath("crun")
 	if err != nil {
 		t.Skip("there is no crun")
