@@ -46,7 +46,7 @@ type sizes struct {
 }
 
 var (
-	full  = sizes{rounds: 5, pods: 10, crowd: 24, traced: 5, execs: 30, density: 50, lists: 200, listings: 1000, restarts: 5, logged: 64}
+	full  = sizes{rounds: 5, pods: 10, crowd: 24, traced: 5, execs: 100, density: 50, lists: 200, listings: 1000, restarts: 5, logged: 64}
 	quick = sizes{rounds: 2, pods: 4, crowd: 16, traced: 3, execs: 10, density: 10, lists: 40, listings: 50, restarts: 2, logged: 8}
 )
 

@@ -254,3 +254,34 @@ func TestRTH_07_CtrLogFile(t *testing.T) {
 	u.gone(0)
 	u.exits(0, "container", "rm", u.id)
 }
+
+// TestRTH_07_CtrLogger: the output of a container, and of a command in it, goes to a
+// program where ctr asks for that. The program has their names and says when it is ready.
+func TestRTH_07_CtrLogger(t *testing.T) {
+	t.Parallel()
+	u := newCtrUser(t, "logger")
+	dir := t.TempDir()
+	program := filepath.Join(dir, "logger")
+	const script = "#!/bin/sh\nprintf x >&5; exec 5>&-\ncat <&3 >> $2/$CONTAINER_ID.out & cat <&4 >> $2/$CONTAINER_ID.err; wait\n"
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	uri := "binary-v2://" + program + "?into=" + dir
+	has := func(file, want string) {
+		t.Helper()
+		eventually(t, soon, func() error {
+			text, err := os.ReadFile(filepath.Join(dir, file))
+			if err != nil || string(text) != want {
+				return fmt.Errorf("%s is %q, want %q: %v", file, text, want, err)
+			}
+			return nil
+		})
+	}
+	u.exits(0, u.run([]string{"-d", "--log-uri", uri}, []string{"sh", "-c", "echo out; echo err >&2; while :; do sleep 0.1; done"})...)
+	has(u.id+".out", "out\n")
+	has(u.id+".err", "err\n")
+	u.exits(0, "task", "exec", "-d", "--exec-id", "says", "--log-uri", uri, u.id, "sh", "-c", "echo in it")
+	has("says.out", "in it\n")
+	u.gone(137, "-f")
+	u.exits(0, "container", "rm", u.id)
+}

@@ -130,15 +130,27 @@ func (b bench) dial(address string) *ttrpc.Client {
 // run starts a container by the supervisor at an address.
 func (b bench) run(address, id string) (pid uint32) {
 	b.t.Helper()
+	return b.runWith(address, &api.CreateTaskRequest{ID: id})
+}
+
+// runWith starts one that is created as asked.
+func (b bench) runWith(address string, r *api.CreateTaskRequest) (pid uint32) {
+	b.t.Helper()
+	r.Bundle, r.Options = b.bundle(r.ID), b.options()
+	c := b.connect(address)
+	made, err := c.Create(b.ctx, r)
+	b.must(err)
+	_, err = c.Start(b.ctx, &api.StartRequest{ID: r.ID})
+	b.must(err)
+	return made.GetPid()
+}
+
+func (b bench) options() *anypb.Any {
+	b.t.Helper()
 	o, err := anypb.New(&options.Options{BinaryName: b.runc, Root: filepath.Join(b.Dir, "runc")})
 	b.must(err)
 	o.TypeUrl = strings.TrimPrefix(o.TypeUrl, "type.googleapis.com/")
-	c := b.connect(address)
-	r, err := c.Create(b.ctx, &api.CreateTaskRequest{ID: id, Bundle: b.bundle(id), Options: o})
-	b.must(err)
-	_, err = c.Start(b.ctx, &api.StartRequest{ID: id})
-	b.must(err)
-	return r.GetPid()
+	return o
 }
 
 func (b bench) delete(id string) *taskv2.DeleteResponse {
@@ -260,7 +272,7 @@ func TestRTH_08_Refused(t *testing.T) {
 	c := b.connect(address)
 	for name, r := range map[string]*api.CreateTaskRequest{
 		"restore": {ID: "a", Bundle: b.bundle("a"), Checkpoint: "/somewhere"},
-		"binary":  {ID: "a", Bundle: b.bundle("a"), Stdout: "binary:///bin/logger"},
+		"scheme":  {ID: "a", Bundle: b.bundle("a"), Stdout: "npipe:///logger"},
 	} {
 		if _, err := c.Create(b.ctx, r); !errdefs.IsNotImplemented(errgrpc.ToNative(err)) {
 			t.Errorf("%s: %v", name, err)

@@ -101,25 +101,28 @@ func (p *proc) wait(ctx context.Context) (process.Exit, error) {
 // process is not reaped meanwhile, however soon it ends.
 func (p *proc) launch(ctx context.Context, pidFile string, run func(oci.Process) (int, error)) (err error) {
 	in := oci.Process{PidFile: pidFile}
-	var s *streams
-	if p.stdio.Terminal {
-		if in.Console, err = runc.NewTempConsoleSocket(); err != nil {
-			return fmt.Errorf("make console socket: %w", err)
-		}
-		defer in.Console.Close()
-		s, err = openTerminal(ctx, p.stdio)
-	} else {
-		s, err = openStreams(ctx, p.stdio, p.c.Options.GetIoUid(), p.c.Options.GetIoGid())
-		in.IO = s
-	}
-	if err != nil {
-		return err
-	}
+	s := &streams{}
 	defer func() {
 		if err != nil {
 			s.Close()
 		}
 	}()
+	if s.logger, s.out, s.err, err = p.startLogger(ctx); err != nil {
+		return err
+	}
+	if p.stdio.Terminal {
+		if in.Console, err = runc.NewTempConsoleSocket(); err != nil {
+			return fmt.Errorf("make console socket: %w", err)
+		}
+		defer in.Console.Close()
+		err = s.openTerminal(ctx, p.stdio)
+	} else {
+		err = s.open(ctx, p.stdio, p.c.Options.GetIoUid(), p.c.Options.GetIoGid())
+		in.IO = s
+	}
+	if err != nil {
+		return err
+	}
 	defer p.c.service.reaper.Hold()()
 	pid, err := run(in)
 	if err != nil {

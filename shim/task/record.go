@@ -40,6 +40,9 @@ func removeRecord(dir string) error {
 	if err := dropHolder(dir); err != nil {
 		return err
 	}
+	if err := dropLoggers(dir); err != nil {
+		return err
+	}
 	if err := process.Unpin(filepath.Join(dir, pinFile)); err != nil {
 		return err
 	}

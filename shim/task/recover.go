@@ -71,6 +71,7 @@ func (s *Service) adopt(ctx context.Context, r Record, dir string) error {
 	} else {
 		c.init.streams = holdStreams(ctx, r.Stdio)
 	}
+	c.init.streams.logger = openLogger(filepath.Join(dir, loggerPin))
 	s.manage(ctx, c)
 	c.init.status = c.found(ctx)
 	go c.watch()
@@ -125,10 +126,10 @@ func statusNamed(said string) task.Status {
 func holdStreams(ctx context.Context, p paths) *streams {
 	s := &streams{}
 	for path, f := range map[string]**os.File{p.Stdout: &s.out, p.Stderr: &s.err} {
-		if file, err := outputFile(path); path == "" || file != "" || err != nil {
+		o, err := parseOutput(path)
+		if o.fifo == "" || err != nil {
 			continue
 		}
-		var err error
 		if *f, err = openRaw(path, unix.O_RDWR); err != nil {
 			log.G(ctx).WithError(err).Warn("hold the output of an adopted container")
 		}

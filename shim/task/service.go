@@ -4,7 +4,7 @@
 // A container's record is on disk before anything is made for it, and its first
 // process is pinned before it is let go, so that another process can tell how it
 // ended. What ends is told in order: execs before their container, nothing
-// before its start. Restoring a checkpoint and output to binary:// are refused.
+// before its start. Restoring a checkpoint is refused.
 // Start reading at Service, then container.go.
 package task
 
@@ -107,8 +107,8 @@ func (s *Service) Outputs() (all []logs.Output) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.containers {
-		file, err := outputFile(c.Stdio.Stdout)
-		if c.Stdio.Stdout != "" && file == "" && err == nil && c.init.is() != task.Status_STOPPED {
+		o, err := parseOutput(c.Stdio.Stdout)
+		if o.fifo != "" && err == nil && c.init.is() != task.Status_STOPPED {
 			all = append(all, logs.Output{Stdout: c.Stdio.Stdout, Stderr: c.Stdio.Stderr})
 		}
 	}

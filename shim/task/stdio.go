@@ -29,7 +29,7 @@ const (
 	drainLimit = time.Second
 )
 
-// paths are where a process reads and writes: a FIFO, or file:// for output.
+// paths are where a process reads and writes: a FIFO, or for output file:// or binary://.
 type paths struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool
@@ -50,6 +50,7 @@ type streams struct {
 	holder  *process.Process // has the console open too; see holdTerminal
 	relays  []relay
 	copied  sync.WaitGroup
+	logger  *logger // nil for none; changed before others have the streams
 }
 
 // relay is output on its way from a pipe to a FIFO.
@@ -57,37 +58,33 @@ type relay struct{ from, to *os.File }
 
 var _ runc.IO = (*streams)(nil)
 
-// openStreams opens what a process without a terminal gets, as uid and gid if
-// they are not root.
-func openStreams(ctx context.Context, p paths, uid, gid uint32) (_ *streams, err error) {
-	s := &streams{}
-	defer func() {
-		if err != nil {
-			s.Close()
+// open opens what a process without a terminal gets, as uid and gid if they are not
+// root. What a logger has is there already.
+func (s *streams) open(ctx context.Context, p paths, uid, gid uint32) (err error) {
+	if s.logger == nil {
+		if s.out, err = openOutput(ctx, p.Stdout); err != nil {
+			return fmt.Errorf("open stdout: %w", err)
 		}
-	}()
-	if s.out, err = openOutput(ctx, p.Stdout); err != nil {
-		return nil, fmt.Errorf("open stdout: %w", err)
-	}
-	if s.err, err = openOutput(ctx, p.Stderr); err != nil {
-		return nil, fmt.Errorf("open stderr: %w", err)
+		if s.err, err = openOutput(ctx, p.Stderr); err != nil {
+			return fmt.Errorf("open stderr: %w", err)
+		}
 	}
 	if s.in, s.hold, err = openInput(p.Stdin); err != nil {
-		return nil, fmt.Errorf("open stdin: %w", err)
+		return fmt.Errorf("open stdin: %w", err)
 	}
-	if p.relay {
+	if p.relay && s.logger == nil {
 		if err := errors.Join(s.relay(&s.out), s.relay(&s.err)); err != nil {
-			return nil, fmt.Errorf("relay output: %w", err)
+			return fmt.Errorf("relay output: %w", err)
 		}
 	}
 	for _, f := range []*os.File{s.in, s.out, s.err} {
 		if f != nil && f.Name() != os.DevNull && (uid != 0 || gid != 0) {
 			if err := f.Chown(int(uid), int(gid)); err != nil {
-				return nil, fmt.Errorf("give stdio to its user: %w", err)
+				return fmt.Errorf("give stdio to its user: %w", err)
 			}
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // relay puts a pipe in the place of a FIFO, for which it is copied from. So whoever
@@ -137,16 +134,18 @@ func openOutput(ctx context.Context, path string) (*os.File, error) {
 
 // openRead opens output: a file as it is, a FIFO by fifo once somebody reads it.
 func openRead(ctx context.Context, path string, fifo func() (*os.File, error)) (*os.File, error) {
-	file, err := outputFile(path)
-	if err != nil {
+	o, err := parseOutput(path)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if file != "" {
+	case o.program != nil:
+		return nil, fmt.Errorf("a logger has both outputs, or none: %w", errdefs.ErrInvalidArgument)
+	case o.file != "":
 		// As runc's shim does; readable, as a log is.
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(o.file), 0o755); err != nil {
 			return nil, err
 		}
-		return openRaw(file, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
+		return openRaw(o.file, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND)
 	}
 	release, err := awaitReader(ctx, path)
 	if err != nil {
@@ -156,19 +155,28 @@ func openRead(ctx context.Context, path string, fifo func() (*os.File, error)) (
 	return fifo()
 }
 
-// outputFile returns the file of a file:// address, "" for the path of a FIFO.
-func outputFile(path string) (string, error) {
-	u, err := url.Parse(path)
+// output is where output goes: a FIFO, a file or a logger.
+type output struct {
+	fifo, file string
+	program    *url.URL
+}
+
+const loggerScheme = "binary"
+
+func parseOutput(address string) (o output, err error) {
+	u, err := url.Parse(address)
 	if err != nil {
-		return "", fmt.Errorf("address of output: %w: %w", errdefs.ErrInvalidArgument, err)
+		return o, fmt.Errorf("address of output: %w: %w", errdefs.ErrInvalidArgument, err)
 	}
 	switch u.Scheme {
 	case "", "fifo":
-		return "", nil
+		return output{fifo: address}, nil
 	case "file":
-		return u.Path, nil
+		return output{file: u.Path}, nil
+	case loggerScheme, loggerScheme + "-v2":
+		return output{program: u}, nil
 	}
-	return "", fmt.Errorf("address of output %q: %s:// is not supported by this shim, a FIFO or file:// is: %w", path, u.Scheme, errdefs.ErrNotImplemented)
+	return o, fmt.Errorf("address of output %q: %s:// is not supported by this shim, a FIFO, file:// and binary:// are: %w", address, u.Scheme, errdefs.ErrNotImplemented)
 }
 
 // awaitReader returns when somebody has the FIFO open for reading, or after a
@@ -239,7 +247,7 @@ func (s *streams) started() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	closeAll(&s.in)
-	if len(s.relays) > 0 {
+	if len(s.relays) > 0 || s.logger != nil {
 		closeAll(&s.out, &s.err)
 	}
 }
@@ -252,8 +260,16 @@ func (s *streams) closeInput() {
 }
 
 // Close lets go of everything. It first waits for what a terminal, or a pipe, still
-// holds.
+// holds, and at last for the end of a logger.
 func (s *streams) Close() error {
+	s.close()
+	if s.logger != nil {
+		s.logger.end()
+	}
+	return nil
+}
+
+func (s *streams) close() {
 	s.mu.Lock()
 	end := time.Now().Add(drainLimit)
 	// The errors are that they are closed.
@@ -279,7 +295,6 @@ func (s *streams) Close() error {
 		endHolder(s.holder)
 		s.holder = nil
 	}
-	return nil
 }
 
 func closeAll(files ...**os.File) {
@@ -317,21 +332,19 @@ func control(f *os.File, do func(fd int) error) error {
 
 // openTerminal opens what a terminal is copied from and to. These are in the
 // poller: no thread waits in a copy.
-func openTerminal(ctx context.Context, p paths) (s *streams, err error) {
-	s = &streams{}
-	if p.Stdout != "" {
+func (s *streams) openTerminal(ctx context.Context, p paths) (err error) {
+	if p.Stdout != "" && s.logger == nil {
 		s.out, err = openRead(ctx, p.Stdout, func() (*os.File, error) { return os.OpenFile(p.Stdout, os.O_RDWR, 0) })
 		if err != nil {
-			return nil, fmt.Errorf("open stdout: %w", err)
+			return fmt.Errorf("open stdout: %w", err)
 		}
 	}
 	if p.Stdin != "" {
 		if s.in, err = os.OpenFile(p.Stdin, os.O_RDWR, 0); err != nil {
-			s.Close()
-			return nil, fmt.Errorf("open stdin: %w", err)
+			return fmt.Errorf("open stdin: %w", err)
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // takeTerminal returns the file of a console of its own.

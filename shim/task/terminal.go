@@ -21,8 +21,9 @@ import (
 const (
 	// terminalHolder is the name of the process that has a container's terminal open.
 	terminalHolder = "gantry-terminal"
-	// terminalFile is the number of the terminal there.
-	terminalFile = 3
+	// terminalFile is the number of the terminal there, and outputFile of what it is
+	// copied to.
+	terminalFile, outputFile = 3, 4
 	// holderPin is the file by which the next supervisor finds the process.
 	holderPin = "terminal"
 )
@@ -107,10 +108,10 @@ func (c *container) retake(s *streams) (err error) {
 	if s.holder, err = process.OpenPinned(filepath.Join(c.dir, holderPin), 0); err != nil {
 		return err
 	}
-	if s.out, err = reopen(c.Stdio.Stdout); err != nil {
+	if s.out, err = s.reopen(c.Stdio.Stdout); err != nil {
 		return err
 	}
-	if s.in, err = reopen(c.Stdio.Stdin); err != nil {
+	if s.in, err = s.reopen(c.Stdio.Stdin); err != nil {
 		return err
 	}
 	fd, err := s.holder.File(terminalFile)
@@ -120,16 +121,26 @@ func (c *container) retake(s *streams) (err error) {
 	return s.attach(fd)
 }
 
-// reopen opens what openTerminal did, without a wait for anybody.
-func reopen(path string) (*os.File, error) {
-	file, err := outputFile(path)
+// reopen opens what openTerminal did, without a wait for anybody. The pipe of a logger is
+// the holder's.
+func (s *streams) reopen(path string) (*os.File, error) {
+	o, err := parseOutput(path)
 	switch {
 	case path == "" || err != nil:
 		return nil, err
-	case file != "":
-		return openRaw(file, unix.O_WRONLY|unix.O_APPEND)
+	case o.file != "":
+		return openRaw(o.file, unix.O_WRONLY|unix.O_APPEND)
+	case o.program == nil:
+		return os.OpenFile(path, os.O_RDWR, 0)
 	}
-	return os.OpenFile(path, os.O_RDWR, 0)
+	fd, err := s.holder.File(outputFile)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // endHolder ends a process that has a terminal open. It is this process's child, unless
