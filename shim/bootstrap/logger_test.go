@@ -3,12 +3,10 @@ package bootstrap
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,12 +18,12 @@ import (
 
 // loggerScript writes down what it was started with and what it reads.
 const loggerScript = `#!/bin/sh
-trap 'echo terminated >> $2/life; exit 0' TERM
+trap 'echo terminated >> $2/life; [ $1 = deaf ] || exit 0' TERM
 echo begin $$ $1 $CONTAINER_ID $CONTAINER_NAMESPACE $(env | wc -l) >> $2/life
 [ $1 = stubborn ] || printf x >&5
 exec 5>&-
 cat <&4 >> $2/err & cat <&3 >> $2/out
-while [ $1 = lasting ]; do sleep 0.1; done
+while [ $1 = lasting ] || [ $1 = deaf ]; do sleep 0.1; done
 wait
 echo end >> $2/life
 `
@@ -79,8 +77,9 @@ func (l logging) has(file, text string) {
 	l.b.t.Fatalf("%s is %q, want %q: %v", file, got, text, err)
 }
 
-// ended wants the logger, by the number it has written down, to be there no more.
-func (l logging) ended() {
+// ended wants the logger, by the number it has written down, to be there no more, but for
+// one whose supervisor is dead: that lies there until somebody else reaps it.
+func (l logging) ended(orphan bool) {
 	l.b.t.Helper()
 	life, err := os.ReadFile(filepath.Join(l.dir, "life"))
 	l.b.must(err)
@@ -89,10 +88,15 @@ func (l logging) ended() {
 		if _, err := fmt.Sscanf(string(line), "begin %d", &pid); err != nil {
 			continue
 		}
-		// When its supervisor is dead it lies there until somebody else reaps it.
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ESRCH) && !bytes.Contains(stat, []byte(") Z ")) {
-			l.b.t.Errorf("the logger is there still: %s, %v; it says %s", stat, err, life)
+		var stat []byte
+		for end := time.Now().Add(time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			stat, err = os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if err != nil || orphan && bytes.Contains(stat, []byte(") Z ")) {
+				break
+			}
+		}
+		if len(stat) > 0 && !(orphan && bytes.Contains(stat, []byte(") Z "))) {
+			l.b.t.Errorf("the logger is there still: %s; it says %s", stat, life)
 		}
 	}
 }
@@ -141,9 +145,10 @@ func logged(b bench, terminal, crash bool) {
 	if r, err := c.Wait(b.ctx, &api.WaitRequest{ID: id}); err != nil || r.GetExitStatus() != 3 {
 		b.t.Errorf("wait: %v, %v", r, err)
 	}
+	l.has("life", "\nend\n")
 	_, err = c.Delete(b.ctx, &api.DeleteRequest{ID: id})
 	b.must(err)
-	l.ended()
+	l.ended(crash)
 	b.delete(id)
 	life, err := os.ReadFile(filepath.Join(l.dir, "life"))
 	b.must(err)
@@ -163,17 +168,19 @@ func logged(b bench, terminal, crash bool) {
 	}
 }
 
-// TestRTH_07_LoggerStays: one that does not end with its input is told to, and one that is
-// left by a dead supervisor by the shim's delete.
+// TestRTH_07_LoggerStays: one that does not end with its input is told to, and then killed;
+// one that is left by a dead supervisor by the shim's delete, for which containerd does not
+// wait long.
 func TestRTH_07_LoggerStays(t *testing.T) {
 	b := newBench(t)
-	for _, id := range []string{"deleted", "left"} {
+	for id, mode := range map[string]string{"deleted": "lasting", "left": "lasting", "left-deaf": "deaf"} {
 		l := newLogging(b)
 		address := b.start(id, "busybox", "echo", "all")
 		b.withDev(id, false)
-		b.runWith(address, &api.CreateTaskRequest{ID: id, Stdout: l.address("binary", "lasting"), Stderr: l.address("binary", "lasting")})
+		b.runWith(address, &api.CreateTaskRequest{ID: id, Stdout: l.address("binary", mode), Stderr: l.address("binary", mode)})
 		l.has("out", "all\n")
-		if id == "left" {
+		left := id != "deleted"
+		if left {
 			b.killSupervisor(address)
 		} else {
 			c := b.connect(address)
@@ -181,10 +188,10 @@ func TestRTH_07_LoggerStays(t *testing.T) {
 			b.must(err)
 			_, err = c.Delete(b.ctx, &api.DeleteRequest{ID: id})
 			b.must(err)
-			l.ended()
+			l.ended(false)
 		}
 		b.delete(id)
-		l.ended()
+		l.ended(left)
 		l.has("life", "terminated")
 	}
 }
@@ -210,7 +217,7 @@ func TestRTH_07_LoggerFails(t *testing.T) {
 	if _, err := c.Create(b.ctx, &api.CreateTaskRequest{ID: "a", Bundle: b.bundle("a"), Options: b.options(), Stderr: "binary:///bin/cat"}); !errdefs.IsInvalidArgument(errgrpc.ToNative(err)) {
 		t.Errorf("a logger of stderr alone: %v", err)
 	}
-	l.ended()
+	l.ended(false)
 	if left, err := filepath.Glob(filepath.Join(b.Dir, "s", "*.d", "*")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
@@ -65,7 +66,7 @@ func identify(f *os.File) (program, error) {
 type Copy struct {
 	mu   sync.Mutex
 	of   program
-	file *os.File
+	file *os.File // nil where there can be none
 }
 
 // use returns what to execute for a runtime's name until done is called. Nothing here is
@@ -81,17 +82,21 @@ func (c *Copy) use(name string) (command string, done func()) {
 	defer crun.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.file == nil || c.of != of {
-		file, err := seal(crun, of)
-		if err != nil {
-			return name, func() {}
-		}
+	if c.of != of {
 		// Who still uses the one before has it for as long: a file that nobody
 		// refers to is closed.
-		c.of, c.file = of, file
+		var err error
+		if c.file, err = seal(crun, of); err != nil {
+			log.L.WithError(err).Info("crun has to copy itself each time")
+		}
+		c.of = of
+	}
+	if c.file == nil {
+		return name, func() {}
 	}
 	file := c.file
-	return fmt.Sprintf("/proc/self/fd/%d", file.Fd()), func() { runtime.KeepAlive(file) }
+	// Not /proc/self: in the child the number may be another file's by then.
+	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), file.Fd()), func() { runtime.KeepAlive(file) }
 }
 
 // crunSeals are those by which crun knows a copy of itself: these and no other.
@@ -114,20 +119,22 @@ func seal(f *os.File, of program) (*os.File, error) {
 		return nil, fmt.Errorf("make a file in memory: %w", err)
 	}
 	c := os.NewFile(uintptr(fd), "crun")
-	_, err = io.Copy(c, io.NewSectionReader(f, 0, of.size))
-	if err == nil {
-		_, err = unix.FcntlInt(c.Fd(), unix.F_ADD_SEALS, crunSeals)
+	defer c.Close()
+	if _, err := io.Copy(c, io.NewSectionReader(f, 0, of.size)); err != nil {
+		return nil, fmt.Errorf("copy crun: %w", err)
 	}
-	if err == nil {
-		err = unix.IoctlSetPointerInt(int(c.Fd()), unix.FS_IOC_SETFLAGS, immutable)
+	if now, err := identify(f); err != nil || now != of {
+		return nil, errors.Join(errors.New("crun was changed while it was copied"), err)
 	}
-	if now, unknown := identify(f); err == nil && (unknown != nil || now != of) {
-		err = errors.Join(errors.New("crun changes"), unknown)
+	if _, err := unix.FcntlInt(c.Fd(), unix.F_ADD_SEALS, crunSeals); err != nil {
+		return nil, fmt.Errorf("seal the copy of crun: %w", err)
 	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("copy crun: %w", err), c.Close())
+	if err := unix.IoctlSetPointerInt(int(c.Fd()), unix.FS_IOC_SETFLAGS, immutable); err != nil {
+		return nil, fmt.Errorf("have the copy of crun immutable: %w", err)
 	}
-	return c, nil
+	// Opened to be read, as that is what keeps a container from a lease, for which
+	// everybody who executes the file would wait.
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", c.Fd()))
 }
 
 // labelled tells whether SELinux is in force: there the label of the file may decide what

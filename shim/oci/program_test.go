@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"golang.org/x/sys/unix"
@@ -72,6 +73,7 @@ func TestCopy(t *testing.T) {
 	if err := os.Chmod(first, 0); !errors.Is(err, unix.EPERM) {
 		t.Errorf("change the mode of the copy: %v", err)
 	}
+	noLease(t, first)
 	if err := os.WriteFile(first, []byte("#!/bin/sh"), 0o755); !errors.Is(err, unix.EPERM) {
 		t.Errorf("write to the copy: %v", err)
 	}
@@ -83,11 +85,21 @@ func TestCopy(t *testing.T) {
 	}
 	install(dirname)
 	second, done := c.use(crun)
-	runtime.GC()
-	says(first, "a\n")
+	for range 10 {
+		runtime.GC()
+		says(first, "a\n")
+	}
 	says(second, ".\n")
 	done()
 	firstDone()
+	closed := time.Now().Add(10 * time.Second)
+	for _, err = os.Stat(first); err == nil && time.Now().Before(closed); _, err = os.Stat(first) {
+		runtime.GC()
+		time.Sleep(time.Millisecond)
+	}
+	if err == nil {
+		t.Error("a copy that nobody uses is not closed")
+	}
 
 	for _, name := range []string{"sh", filepath.Join(t.TempDir(), "crun")} {
 		if command, done := c.use(name); command != name {
@@ -104,6 +116,20 @@ func TestCopy(t *testing.T) {
 	}
 	if command, _ := (*Copy)(nil).use(echo); command != echo {
 		t.Errorf("without a copy it is %s", command)
+	}
+}
+
+// noLease wants that who can read a file, as a container can its /proc/self/exe, cannot
+// take a lease, for which others would wait when they execute it.
+func noLease(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_WRLCK); !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("take a lease on the copy: %v", err)
 	}
 }
 

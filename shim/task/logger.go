@@ -25,8 +25,9 @@ import (
 const (
 	// readyLimit is how long a logger may take to be ready.
 	readyLimit = 30 * time.Second
-	// loggerLimit is how long one that was told to end may take to put away what it has.
-	loggerLimit = 10 * time.Second
+	// loggerLimit is how long one that was told to end may take to put away what it has,
+	// and leftLimit where nobody has awaited it: containerd bounds the shim's delete.
+	loggerLimit, leftLimit = 10 * time.Second, 2 * time.Second
 	// loggerPin ends the name of the file by which the next supervisor finds a logger.
 	loggerPin = ".logger"
 )
@@ -48,7 +49,11 @@ func (p *proc) startLogger(ctx context.Context) (l *logger, stdout, stderr *os.F
 	if err != nil || o.program == nil {
 		return nil, nil, nil, err
 	}
-	l = &logger{pin: filepath.Join(p.c.dir, p.exec+loggerPin)}
+	l = &logger{pin: filepath.Join(p.c.dir, loggerPin)}
+	if p.exec != "" {
+		// After a crash the logger of one of the same name may be there still.
+		l.pin = filepath.Join(p.c.dir, fmt.Sprintf("%s.%d%s", p.exec, time.Now().UnixNano(), loggerPin))
+	}
 	if stdout, stderr, err = l.start(ctx, p, o.program); err != nil {
 		return nil, nil, nil, fmt.Errorf("start logger %s: %w", o.program.Path, err)
 	}
@@ -61,7 +66,7 @@ func (l *logger) start(ctx context.Context, p *proc, program *url.URL) (stdout, 
 		closeFiles(theirs)
 		if err != nil {
 			closeFiles(ours)
-			l.end()
+			l.end(loggerLimit)
 		}
 	}()
 	for range 3 {
@@ -116,8 +121,19 @@ func (l *logger) spawn(p *proc, program *url.URL, theirs []*os.File) error {
 	if err != nil {
 		_ = unix.Kill(pid, unix.SIGKILL)
 		_, _ = unix.Wait4(pid, nil, 0, nil)
+		return err
 	}
-	return err
+	closeEnded(l.process)
+	return nil
+}
+
+// closeEnded reaps and closes a process once it has ended.
+func closeEnded(p *process.Process) {
+	go func() {
+		<-p.Done()
+		p.Reap()
+		p.Close()
+	}()
 }
 
 // loggerArgs are the program and the keys and values of its address.
@@ -154,26 +170,30 @@ func openLogger(pin string) *logger {
 	if err != nil {
 		return nil
 	}
+	closeEnded(p)
 	return &logger{pin: pin, process: p}
 }
 
-// end returns when the logger has ended: at the end of its input or else by a signal.
-func (l *logger) end() {
+// end returns when the logger has ended: at the end of its input or, when it does not, by
+// a signal. One that no signal ends, as its disk does not answer, is left.
+func (l *logger) end(limit time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.process == nil {
 		return
 	}
-	if !l.ends(drainLimit) {
-		_ = l.process.Signal(unix.SIGTERM) // the error is that it has ended
-		if !l.ends(loggerLimit) {
-			log.L.WithField("pid", l.process.Pid()).Warn("a logger is killed: it neither ended with its input nor when it was told to")
-			_ = l.process.Signal(unix.SIGKILL)
-			<-l.process.Done()
+	ended := l.ends(drainLimit)
+	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGKILL} {
+		if !ended {
+			_ = l.process.Signal(signal) // the error is that it has ended
+			ended = l.ends(limit)
 		}
 	}
-	l.process.Reap()
-	l.process.Close()
+	if ended {
+		l.process.Reap()
+	} else {
+		log.L.WithField("pid", l.process.Pid()).Warn("a logger is left that cannot be killed")
+	}
 	l.process = nil
 	if err := process.Unpin(l.pin); err != nil {
 		log.L.WithError(err).Warn("forget a logger")
@@ -197,13 +217,15 @@ func dropLoggers(dir string) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+	var ending sync.WaitGroup
 	for _, e := range entries {
 		if !strings.HasSuffix(e.Name(), loggerPin) {
 			continue
 		}
 		if l := openLogger(filepath.Join(dir, e.Name())); l != nil {
-			l.end()
+			ending.Go(func() { l.end(leftLimit) })
 		}
 	}
+	ending.Wait()
 	return nil
 }

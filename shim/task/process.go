@@ -234,8 +234,9 @@ func (p *proc) finish() {
 	close(p.exited)
 	p.process.Close()
 	if s != nil {
-		// A terminal is read to its end. Nobody waits for that but a deletion.
-		go s.Close()
+		// A terminal is read to its end. Nobody waits for that, or for a logger, but a
+		// deletion.
+		go s.letGo()
 	}
 }
 

@@ -52,10 +52,12 @@ func (s *Service) adopt(ctx context.Context, r Record, dir string) error {
 	if r.Exit != nil {
 		c.init.status, c.init.exit = task.Status_STOPPED, *r.Exit
 		close(c.init.exited)
+		c.init.streams = &streams{}
 		if r.Stdio.Terminal {
 			c.init.streams = c.retakeTerminal(ctx)
-			go c.init.streams.Close() // what is left in it is read
+			go c.init.streams.letGo() // what is left in it is read
 		}
+		c.init.streams.logger = openLogger(filepath.Join(dir, loggerPin))
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.containers[c.ID] = c

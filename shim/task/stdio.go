@@ -259,17 +259,18 @@ func (s *streams) closeInput() {
 	closeAll(&s.hold)
 }
 
-// Close lets go of everything. It first waits for what a terminal, or a pipe, still
-// holds, and at last for the end of a logger.
+// Close lets go of everything, and has a logger end.
 func (s *streams) Close() error {
-	s.close()
+	s.letGo()
 	if s.logger != nil {
-		s.logger.end()
+		s.logger.end(loggerLimit)
 	}
 	return nil
 }
 
-func (s *streams) close() {
+// letGo closes all that is held here. It first waits for what a terminal, or a pipe, still
+// holds. A logger may have more to read.
+func (s *streams) letGo() {
 	s.mu.Lock()
 	end := time.Now().Add(drainLimit)
 	// The errors are that they are closed.
@@ -370,8 +371,10 @@ func (s *streams) attach(fd int) error {
 		to = s.out
 	}
 	s.copied.Go(func() {
-		// It ends with an error when the last process has closed the terminal.
+		// It ends with an error when the last process has closed the terminal, or when
+		// there is nobody to read; then it goes nowhere.
 		_, _ = io.Copy(to, from)
+		_, _ = io.Copy(io.Discard, from)
 	})
 	if in := s.in; in != nil {
 		// It ends when the input or the terminal is closed.
