@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -78,7 +77,7 @@ func (l *logger) start(ctx context.Context, p *proc, program *url.URL) (stdout, 
 	}
 	// It reads what a process says, and writes that it is ready.
 	theirs[2], ours[2] = ours[2], theirs[2]
-	if err := l.spawn(p, program, theirs); err != nil {
+	if err := l.execute(p, program, theirs); err != nil {
 		return nil, nil, err
 	}
 	closeFiles(theirs)
@@ -95,32 +94,15 @@ func closeFiles(files []*os.File) {
 	}
 }
 
-// spawn executes the program with the files as 3, 4 and 5.
-func (l *logger) spawn(p *proc, program *url.URL, theirs []*os.File) error {
-	nothing, err := openRaw(os.DevNull, unix.O_RDWR)
-	if err != nil {
-		return err
-	}
-	defer nothing.Close()
-	files := []uintptr{nothing.Fd(), nothing.Fd(), nothing.Fd()}
+// execute starts the program with the files as 3, 4 and 5.
+func (l *logger) execute(p *proc, program *url.URL, theirs []*os.File) (err error) {
+	var files []uintptr
 	for _, f := range theirs {
 		files = append(files, f.Fd()) // which has it block, as a program expects
 	}
-	// Nobody reaps it before it is opened.
 	defer p.c.service.reaper.Hold()()
-	pid, err := syscall.ForkExec(program.Path, loggerArgs(program), &syscall.ProcAttr{
-		Dir: "/", Files: files, Sys: &syscall.SysProcAttr{Setsid: true},
-		Env: []string{"CONTAINER_ID=" + p.name(), "CONTAINER_NAMESPACE=" + p.c.service.namespace},
-	})
-	if err != nil {
-		return err
-	}
-	if err = process.Note(l.pin, pid); err == nil {
-		l.process, err = process.OpenPinned(l.pin, pid)
-	}
-	if err != nil {
-		_ = unix.Kill(pid, unix.SIGKILL)
-		_, _ = unix.Wait4(pid, nil, 0, nil)
+	env := []string{"CONTAINER_ID=" + p.name(), "CONTAINER_NAMESPACE=" + p.c.service.namespace}
+	if l.process, err = spawn(l.pin, program.Path, loggerArgs(program), env, files); err != nil {
 		return err
 	}
 	closeEnded(l.process)

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"syscall"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -49,12 +48,7 @@ func (c *container) hold(s *streams) error {
 		return err
 	}
 	defer program.Close()
-	nothing, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer nothing.Close()
-	files := []uintptr{nothing.Fd(), nothing.Fd(), nothing.Fd()}
+	var files []uintptr
 	for _, f := range []*os.File{s.console, s.out, s.in} {
 		if f == nil {
 			continue
@@ -69,19 +63,8 @@ func (c *container) hold(s *streams) error {
 	if err := os.WriteFile(pin, nil, 0o600); err != nil {
 		return err
 	}
-	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), program.Fd()), []string{terminalHolder, c.dir},
-		&syscall.ProcAttr{Dir: "/", Files: files, Sys: &syscall.SysProcAttr{Setsid: true}})
-	if err != nil {
-		return err
-	}
-	if err = process.Note(pin, pid); err == nil {
-		s.holder, err = process.OpenPinned(pin, pid)
-	}
-	if err != nil {
-		// Nothing reaps it meanwhile: its maker holds the reaper.
-		_ = unix.Kill(pid, unix.SIGKILL)
-		_, _ = unix.Wait4(pid, nil, 0, nil)
-	}
+	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), program.Fd())
+	s.holder, err = spawn(pin, path, []string{terminalHolder, c.dir}, nil, files)
 	return err
 }
 
